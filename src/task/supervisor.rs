@@ -121,7 +121,7 @@ async fn follow(supervision: Supervision) -> Exit {
         at_the_end: new_kills > 0 || last_kill.is_some_and(|at| at.elapsed() < OOM_ENDS_TASK),
         since_start,
         // Nobody has seen when the kills were.
-        unseen: exit.at < began,
+        unseen: had_exited || exit.at < began,
     };
     exit.oom_killed = exit.code != 0 && kills.have_ended_it();
     if driver_state.shares_pids

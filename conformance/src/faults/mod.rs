@@ -94,7 +94,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let points = points.into_inner().unwrap_or_else(PoisonError::into_inner);
     if args.list {
         for (scenario, points) in &points {
-            points.iter().for_each(|point| println!("{scenario:?}: {point}"));
+            points.iter().for_each(|point| println!("{scenario}: {point}"));
         }
         return Ok(ExitCode::SUCCESS);
     }
@@ -102,12 +102,12 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let mut queue = VecDeque::new();
     for (scenario, points) in &points {
         let trials = chosen(args, points);
-        println!("{scenario:?}: {} points, {} trials", points.len(), trials.len());
+        println!("{scenario}: {} points, {} trials", points.len(), trials.len());
         queue.extend(trials.into_iter().map(|trial| (*scenario, trial)));
     }
     queue.retain(|(scenario, trial)| !record.has(*scenario, trial));
     // A run that is cut short has tried some of each scenario.
-    let place = |(scenario, trial): &(Scenario, Trial)| hash(args.seed, &format!("{scenario:?} {trial}"));
+    let place = |(scenario, trial): &(Scenario, Trial)| hash(args.seed, &format!("{scenario} {trial}"));
     queue.make_contiguous().sort_by_cached_key(place);
     record.expect(queue.len());
     let (queue, record) = (Mutex::new(queue), Mutex::new(record));
@@ -217,7 +217,7 @@ impl Worker {
             bed.take_down().await?;
             Ok(points)
         });
-        listed.with_context(|| format!("{scenario:?} without a fault"))
+        listed.with_context(|| format!("{scenario} without a fault"))
     }
 
     /// Runs trials until there is none left.

@@ -7,7 +7,6 @@ use anyhow::{Context, Error, Result, bail};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::injector::Action;
 use super::system_calls::{self, Failures};
 
 /// A system call of the plugin: its name, what it acts on, and which such call on that object it is. Threads run in
@@ -24,6 +23,19 @@ impl fmt::Display for Point {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(to, "{} {} #{}", self.call, self.object, self.ordinal)
     }
+}
+
+/// What is done at the point that was asked for.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub enum Action {
+    Kill,
+    KillAfter,
+    Freeze,
+    /// The error's number.
+    Fail(i32),
+    Shorten,
+    /// Holds the plugin until it is released.
+    Hold,
 }
 
 /// A fault at a point.

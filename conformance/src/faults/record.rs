@@ -62,7 +62,7 @@ impl Record {
     }
 
     pub fn has(&self, scenario: Scenario, trial: &Trial) -> bool {
-        self.known.contains(&format!("{scenario:?}\t{trial}"))
+        self.known.contains(&format!("{scenario}\t{trial}"))
     }
 
     /// Sets the number of trials that are to come.
@@ -88,13 +88,13 @@ impl Record {
             Result::Failed(_) => "failed",
         };
         if let Result::Failed(why) = result {
-            println!("FAILED {scenario:?}: {trial}\n  {}", why.trim_end().replace('\n', "\n  "));
+            println!("FAILED {scenario}: {trial}\n  {}", why.trim_end().replace('\n', "\n  "));
         } else if self.done.is_multiple_of(50) {
             println!("{} of {}", self.done, self.expected);
         }
-        self.count(&format!("{scenario:?}"), word, took);
+        self.count(&scenario.to_string(), word, took);
         if let Some(file) = &mut self.file {
-            writeln!(file, "{scenario:?}\t{trial}\t{word}\t{}", took.as_millis()).context("keep a result")?;
+            writeln!(file, "{scenario}\t{trial}\t{word}\t{}", took.as_millis()).context("keep a result")?;
         }
         Ok(())
     }
@@ -120,7 +120,7 @@ impl Record {
                 .to_owned();
         let mut all = Counts::default();
         for (scenario, counts) in &self.counts {
-            let points = points.iter().find(|(name, _)| format!("{name:?}") == *scenario);
+            let points = points.iter().find(|(name, _)| name.to_string() == *scenario);
             let points = points.map_or("-".to_owned(), |(_, points)| points.to_string());
             table.push_str(&counts.row(scenario, &points));
             all.held += counts.held;

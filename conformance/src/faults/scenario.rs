@@ -1,8 +1,11 @@
 //! The scenarios: what a plugin does while a fault is injected, and what must hold afterwards.
 
+use std::fmt;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use clap::ValueEnum as _;
+use clap::builder::PossibleValue;
 use harness::context::CaseContext;
 use harness::environment::TestEnvironment;
 use harness::fixture::Form;
@@ -42,6 +45,13 @@ pub enum Scenario {
     Recover,
     /// The start of a second attempt, whose first one still runs and is not recovered.
     SecondAttempt,
+}
+
+impl fmt::Display for Scenario {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let value = self.to_possible_value();
+        to.write_str(value.as_ref().map_or("?", PossibleValue::get_name))
+    }
 }
 
 /// Exit codes of the scenarios' task: at SIGTERM, and when it is told to end.

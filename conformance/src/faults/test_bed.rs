@@ -205,7 +205,7 @@ impl TestBed {
         loop {
             tokio::select! {
                 done = &mut done => {
-                    let done = done.with_context(|| format!("{scenario:?} is not done after {STEP_LIMIT:?}"))?;
+                    let done = done.with_context(|| format!("{scenario} is not done after {STEP_LIMIT:?}"))?;
                     if let Err(error) = &done {
                         // A task whose shim is killed ends with what it was about to do.
                         let is_excused = fault == Some(Fault::ShimKilled);

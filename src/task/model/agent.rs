@@ -3,9 +3,8 @@
 //! the plugin has died, and a destroy that fails is not repeated.
 
 use super::explorer::Kind::{Chance, Fault, Progress};
-use super::start::Start;
+use super::phases::{Start, Teardown};
 use super::steps::Steps;
-use super::teardown::Teardown;
 use super::world::{Agent, By, Doing, Slot, World};
 use crate::task::slot::{AtDestroy, AtStart, AtStop, Occupant};
 

@@ -8,6 +8,7 @@ mod agent;
 mod disk;
 mod explorer;
 mod host;
+mod phases;
 mod recovery;
 mod start;
 mod steps;

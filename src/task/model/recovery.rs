@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::disk::{Disk, Spec};
 use super::host::{Container, Process, Shim};
-use super::start::Start;
+use super::phases::Start;
 use super::world::{Doing, Slot, World};
 use crate::task::recover::{Recovery, ShimAnswer, recovery, refusal};
 

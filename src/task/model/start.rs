@@ -3,78 +3,11 @@
 use super::disk::{Disk, Spec};
 use super::explorer::Kind::{Fault, Progress};
 use super::host::{Container, Shim};
+use super::phases::{Launch, Start, Teardown};
 use super::steps::Steps;
-use super::teardown::{After, Teardown};
+use super::teardown::After;
 use super::world::{By, Doing, Slot, World};
 use crate::task::slot::AtDestroy;
-
-/// The step of a start that is next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Start {
-    /// A recovery looks at the bundle.
-    Recover,
-    /// A recovery asks the shim.
-    Reach,
-    Leftovers(Teardown),
-    /// Looks for an earlier attempt.
-    Earlier,
-    /// Takes the earlier attempt down, once nobody else has it.
-    EndEarlier,
-    /// Waits for that teardown.
-    EarlierEnds,
-    Bundle,
-    Name,
-    Make {
-        shim: Launch,
-        parts: u8,
-    },
-    Spec,
-    Create,
-    Created,
-    Run {
-        holds: bool,
-    },
-    Started {
-        holds: bool,
-    },
-    Unmark {
-        holds: bool,
-    },
-    Fill {
-        holds: bool,
-    },
-    Undo(Teardown),
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Launch {
-    Exec,
-    Write,
-    Done,
-}
-
-impl Start {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Recover => "recovery: looks at the bundle",
-            Self::Reach => "recovery: asks the shim",
-            Self::Leftovers(step) | Self::Undo(step) => step.name(),
-            Self::Earlier => "start: looks for an earlier attempt",
-            Self::EndEarlier => "start: takes the earlier attempt down",
-            Self::EarlierEnds => "start: waits for the earlier attempt's end",
-            Self::Bundle => "start: makes the bundle",
-            Self::Name => "start: names the attempt in it",
-            Self::Make { .. } => "start: makes the parts",
-            Self::Spec => "start: writes the specification",
-            Self::Create => "start: has the shim create",
-            Self::Created => "start: the container is created",
-            Self::Run { .. } => "start: has the shim start",
-            Self::Started { .. } => "start: the process is started",
-            Self::Unmark { .. } => "start: takes the mark off",
-            Self::Fill { .. } => "start: answers",
-        }
-    }
-}
 
 impl Steps<'_> {
     pub(super) fn of_start(&mut self, of: usize, step: Start) {

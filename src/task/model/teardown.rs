@@ -3,73 +3,11 @@
 
 use super::disk::Spec;
 use super::host::{Container, Process, Shim};
+use super::phases::Teardown;
 use super::world::{Slot, World};
 use crate::shim::State;
 use crate::task::ending::{Outcome, Remaining, outcome};
 use crate::task::teardown::may_run;
-
-/// The step of a teardown that is next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Teardown {
-    Begin,
-    Processes {
-        marked: bool,
-    },
-    Kill {
-        marked: bool,
-    },
-    Delete {
-        marked: bool,
-    },
-    Shutdown {
-        marked: bool,
-        removed: bool,
-    },
-    RestOfGroup {
-        marked: bool,
-    },
-    KillShim {
-        marked: bool,
-        bundle: bool,
-    },
-    WithoutShim {
-        marked: bool,
-        bundle: bool,
-    },
-    /// Removes the shim's file, the specification and the attempt's file, in this order.
-    Forget {
-        marked: bool,
-        files: u8,
-    },
-    MarkAgain,
-    Record,
-    Lease,
-    Rootfs,
-    Directory,
-}
-
-impl Teardown {
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Begin => "teardown: marks the bundle",
-            Self::Processes { .. } => "teardown: asks the shim",
-            Self::Kill { .. } => "teardown: kills",
-            Self::Delete { .. } => "teardown: the shim deletes",
-            Self::Shutdown { .. } => "teardown: the shim ends",
-            Self::RestOfGroup { .. } => "teardown: looks at the cgroup",
-            Self::KillShim { .. } => "teardown: kills the shim",
-            Self::WithoutShim { .. } => "teardown: ends what has no shim",
-            Self::Forget { files: 0, .. } => "teardown: removes the shim's file",
-            Self::Forget { files: 1, .. } => "teardown: removes the specification",
-            Self::Forget { .. } => "teardown: removes the attempt's file",
-            Self::MarkAgain => "teardown: marks the bundle again",
-            Self::Record => "teardown: removes record and snapshot",
-            Self::Lease => "teardown: removes the lease",
-            Self::Rootfs => "teardown: removes the rootfs",
-            Self::Directory => "teardown: removes the bundle",
-        }
-    }
-}
 
 /// The continuation after a step of a teardown.
 pub(super) enum After {

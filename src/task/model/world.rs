@@ -1,8 +1,7 @@
 //! The state of the model: the agent, the plugin and what is on the host of two attempts of one task.
 
 use super::host::{End, Parts, Process, Shim};
-use super::start::Start;
-use super::teardown::Teardown;
+use super::phases::{Start, Teardown};
 use crate::task::attempts::Group;
 use crate::task::ending::{Remaining, rest_of};
 use crate::task::slot::Occupant;

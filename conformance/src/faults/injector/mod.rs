@@ -13,20 +13,7 @@ use anyhow::{Context, Result};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-use super::point::Point;
-
-/// What is done at the point that was asked for.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-pub enum Action {
-    Kill,
-    KillAfter,
-    Freeze,
-    /// The error's number.
-    Fail(i32),
-    Shorten,
-    /// Holds the plugin until [`Request::Release`].
-    Hold,
-}
+use super::point::{Action, Point};
 
 /// A request to the injector, a line of JSON each.
 #[derive(Debug, Serialize, Deserialize)]

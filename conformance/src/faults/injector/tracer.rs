@@ -14,8 +14,8 @@ use nix::unistd::Pid;
 
 use super::memory::Memory;
 use super::names::{Names, in_general};
-use super::{Action, Report, Request, report};
-use crate::faults::point::Point;
+use super::{Report, Request, report};
+use crate::faults::point::{Action, Point};
 use crate::faults::system_calls;
 
 /// Time for which a frozen plugin stands still.
