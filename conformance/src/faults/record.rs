@@ -52,6 +52,10 @@ impl Record {
         for line in earlier.lines() {
             let fields: Vec<_> = line.split('\t').collect();
             let [scenario, trial, result, milliseconds] = fields[..] else { continue };
+            // A failure is tried again, so that its reason is shown.
+            if result == "failed" {
+                continue;
+            }
             record.known.insert(format!("{scenario}\t{trial}"));
             let took = Duration::from_millis(milliseconds.parse().with_context(context)?);
             record.count(scenario, result, took);

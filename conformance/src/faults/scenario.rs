@@ -69,7 +69,7 @@ const SHORT_KILL_TIMEOUT: Duration = Duration::from_millis(300);
 /// Words of the task's script.
 const SCRIPT: &str = "echo usr1";
 /// Maximum time from a start's answer until the kernel shows the task's program: the runtime has let it go by then.
-const STARTED: Duration = Duration::from_millis(500);
+const STARTED: Duration = Duration::from_millis(1500);
 
 impl Scenario {
     /// Returns the job of the scenario's task.
@@ -87,14 +87,15 @@ impl Scenario {
         job
     }
 
-    /// Returns the options of the scenario's plugins: orphans are removed after a second.
+    /// Returns the options of the scenario's plugins: orphans are removed after three seconds, which is enough for the
+    /// agent's recoveries on a busy machine.
     pub fn options(self, context: &CaseContext) -> Value {
         let orphans = match self {
             // A removal that was begun is finished as what it is.
             Self::Destroy | Self::ForcedDestroy => json!({"enabled": false}),
             // A plugin that stands still doesn't take the task that is about to be recovered for an orphan.
             Self::Recover => json!({"creation_grace": "5s"}),
-            _ => json!({}),
+            _ => json!({"creation_grace": "3s"}),
         };
         let mut options = orphans::options(context, &orphans);
         if self == Self::Logs {
@@ -221,7 +222,9 @@ impl Scenario {
             Self::Kill => task.stop(plugin, SHORT_KILL_TIMEOUT).await,
             Self::End => {
                 tell_to_end(task)?;
-                task.wait(plugin).await.map(drop)
+                let exit = task.wait(plugin).await?;
+                ensure!((exit.exit_code, exit.signal) == (ENDED, 0), "{WRONG} the task ended with {exit:?}");
+                Ok(())
             }
             Self::Destroy => task.destroy(plugin).await,
             Self::ForcedDestroy => task.end(plugin).await,
@@ -234,19 +237,32 @@ impl Scenario {
         matches!(self, Self::Destroy | Self::ForcedDestroy)
     }
 
-    /// Brings the task to its end, after whatever happened to it, and checks how it ended. `is_lost` says that the fault
-    /// may have ended the task.
+    /// Returns whether a killed shim may be the reason of a wrong answer: what the task was about to do is lost with it.
+    pub fn may_lose_with_shim(self) -> bool {
+        matches!(self, Self::Signal | Self::Exec | Self::End)
+    }
+
+    /// Brings the task to its end, after whatever happened to it, and checks how it ended. A step that was answered with
+    /// success (`is_done`) isn't taken again. `is_lost` says that the fault may have ended the task.
     ///
     /// # Errors
     /// Says what is wrong.
-    pub async fn conclude(self, plugin: &Plugin, task: &Task, is_lost: bool) -> Result<()> {
+    pub async fn conclude(self, plugin: &Plugin, task: &Task, is_done: bool, is_lost: bool) -> Result<()> {
+        if self.removes_task() && is_done {
+            return Ok(());
+        }
         if self == Self::ForcedDestroy {
             return again(|| task.end(plugin)).await.context("destroy the task by force once more");
         }
         let wanted = match self {
             Self::Stop | Self::Kill => {
                 let limit = if self == Self::Kill { SHORT_KILL_TIMEOUT } else { KILL_TIMEOUT };
-                again(|| task.stop(plugin, limit)).await.context("stop the task once more")?;
+                if is_done && !is_lost {
+                    let left = task.alloc.cgroup.pids();
+                    ensure!(left.is_empty(), "the stop was answered, and {left:?} run");
+                } else {
+                    again(|| task.stop(plugin, limit)).await.context("stop the task once more")?;
+                }
                 if self == Self::Kill { KILLED } else { (STOPPED, 0) }
             }
             _ => {

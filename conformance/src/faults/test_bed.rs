@@ -24,8 +24,8 @@ use crate::cases::support::is_recoverable;
 const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 /// Time for which a fault may hold the plugin itself.
 const FAULT_TIME: Duration = Duration::from_secs(2);
-/// Time after the fault in which nothing may be left.
-const CENSUS_LIMIT: Duration = Duration::from_secs(10);
+/// Time after the fault in which nothing may be left: the plugin's ten seconds, and some for its work.
+const CENSUS_LIMIT: Duration = Duration::from_secs(13);
 /// Timeout of the scenario's own step.
 const STEP_LIMIT: Duration = Duration::from_secs(80);
 /// Number of runs in which a point may be reached: it depends on the order in which threads run.
@@ -149,7 +149,8 @@ impl TestBed {
             points.extend(injector.points()?);
         }
         let was_reached = injector.end().await?;
-        let acted = acted?;
+        let (acted, had_effect) = acted?;
+        let was_reached = was_reached && had_effect;
         self.judge(scenario, fault.filter(|_| was_reached), plugin, task, acted).await?;
         Ok(if was_reached { Outcome::Held } else { Outcome::Missed })
     }
@@ -185,7 +186,7 @@ impl TestBed {
     }
 
     /// Has the plugin do the scenario's step with a fault in it, and looks at the bystander meanwhile. The inner result
-    /// is the step's.
+    /// is the step's. Returns also whether a fault outside of the plugin found what it is for.
     async fn act(
         &self,
         scenario: Scenario,
@@ -193,13 +194,13 @@ impl TestBed {
         plugin: &Plugin,
         task: &mut Task,
         injector: &mut Injector,
-    ) -> Result<Result<()>> {
+    ) -> Result<(Result<()>, bool)> {
         let dies = fault.is_some_and(Fault::kills_plugin);
         let done = tokio::time::timeout(STEP_LIMIT, scenario.act(plugin, task));
         let holding = self.hold(fault, injector);
         let watching = self.watch_bystander(plugin, fault);
         tokio::pin!(holding);
-        let mut held = false;
+        let (mut held, mut had_effect) = (false, true);
         tokio::pin!(done);
         tokio::pin!(watching);
         loop {
@@ -207,14 +208,13 @@ impl TestBed {
                 done = &mut done => {
                     let done = done.with_context(|| format!("{scenario} is not done after {STEP_LIMIT:?}"))?;
                     if let Err(error) = &done {
-                        // A task whose shim is killed ends with what it was about to do.
-                        let is_excused = fault == Some(Fault::ShimKilled);
+                        let is_excused = fault == Some(Fault::ShimKilled) && scenario.may_lose_with_shim();
                         ensure!(is_excused || !format!("{error:#}").contains(WRONG), "{error:#}");
                     }
-                    return Ok(done);
+                    return Ok((done, had_effect));
                 }
                 outcome = &mut holding, if !held => {
-                    outcome?;
+                    had_effect = outcome?;
                     held = true;
                 }
                 watched = &mut watching, if !dies => watched?,
@@ -222,45 +222,48 @@ impl TestBed {
         }
     }
 
-    /// Waits for the point, and causes a fault outside of the plugin there.
-    async fn hold(&self, fault: Option<Fault>, injector: &mut Injector) -> Result<()> {
+    /// Waits for the point, and causes a fault outside of the plugin there. Returns whether there was anything to cause
+    /// it on.
+    async fn hold(&self, fault: Option<Fault>, injector: &mut Injector) -> Result<bool> {
         injector.reached().await;
         let containerd = self.context.environment().containerd();
         match fault {
             Some(Fault::ShimKilled) => {
-                self.signal_shims(Signal::SIGKILL);
-                injector.release().await
+                let any = self.signal_shims(Signal::SIGKILL);
+                injector.release().await?;
+                return Ok(any);
             }
             Some(Fault::ShimFrozen) => {
-                self.signal_shims(Signal::SIGSTOP);
+                let any = self.signal_shims(Signal::SIGSTOP);
                 injector.release().await?;
                 tokio::time::sleep(FAULT_TIME).await;
                 self.signal_shims(Signal::SIGCONT);
-                Ok(())
+                return Ok(any);
             }
             Some(Fault::ContainerdKilled) => {
                 containerd.kill()?;
                 injector.release().await?;
                 tokio::time::sleep(FAULT_TIME).await;
-                tokio::task::block_in_place(|| containerd.start())
+                tokio::task::block_in_place(|| containerd.start())?;
             }
             Some(Fault::ContainerdFrozen) => {
                 containerd.pause()?;
                 injector.release().await?;
                 tokio::time::sleep(FAULT_TIME).await;
-                containerd.resume()
+                containerd.resume()?;
             }
-            _ => Ok(()),
+            _ => {}
         }
+        Ok(true)
     }
 
-    /// Sends a signal to the shims of the trial's task.
-    fn signal_shims(&self, signal: Signal) {
-        for pid in shims(&self.context) {
-            if !self.foreign_shims.contains(&pid) {
-                let _ = kill(Pid::from_raw(pid), signal);
-            }
+    /// Sends a signal to the shims of the trial's task, and returns whether there is any.
+    fn signal_shims(&self, signal: Signal) -> bool {
+        let mut any = false;
+        for pid in shims(&self.context).into_iter().filter(|pid| !self.foreign_shims.contains(pid)) {
+            any |= kill(Pid::from_raw(pid), signal).is_ok();
         }
+        any
     }
 
     /// Asks for the bystander over and over. Returns only if an answer is wrong, or late.
@@ -305,9 +308,11 @@ impl TestBed {
             task.handle.is_some() && self.is_known(scenario, &plugin, &task, died, &acted, fault).await?;
         let is_gone = scenario == Scenario::SecondAttempt && task.handle.is_none();
         if is_known {
-            let concluded = scenario.conclude(&plugin, &task, is_lost).await;
+            let concluded = scenario.conclude(&plugin, &task, acted.is_ok(), is_lost).await;
             concluded.with_context(|| format!("after {}", said(&acted)))?;
-        } else if !is_gone {
+        }
+        // The next attempt's start would remove what is left of this one.
+        if !is_gone {
             self.context
                 .nothing_left_within(CENSUS_LIMIT)
                 .with_context(|| format!("after {}", said(&acted)))?;
@@ -385,7 +390,11 @@ fn said(acted: &Result<()>) -> String {
 /// Checks what an agent or an operator relies on in an error.
 fn check_error(scenario: Scenario, fault: Option<Fault>, error: &anyhow::Error) -> Result<()> {
     let Some(fault) = fault else { bail!("without a fault: {error:#}") };
-    let Some(status) = error.downcast_ref::<Status>() else { return Ok(()) };
+    let Some(status) = error.downcast_ref::<Status>() else {
+        let text = format!("{error:#}");
+        ensure!(!text.contains("gave no answer") && !text.contains("crashes the agent"), "{text}");
+        return Ok(());
+    };
     let deadly = matches!(status.code(), tonic::Code::Unavailable | tonic::Code::Cancelled);
     ensure!(!deadly, "{:?} means the plugin's death to the agent: {}", status.code(), status.message());
     let words = status.message().split_whitespace().count();

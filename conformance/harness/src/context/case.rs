@@ -62,9 +62,11 @@ impl CaseContext {
         self.before = self.look(|leftovers| leftovers.all());
     }
 
-    /// Forgets the logs of the plugins so far.
+    /// Forgets the logs of the plugins so far, and the control groups of tasks that are over.
     pub fn forget_logs(&self) {
-        self.noted().logs.clear();
+        let mut noted = self.noted();
+        noted.logs.clear();
+        noted.cgroups.retain(|cgroup| Arc::strong_count(cgroup) > 1);
     }
 
     fn noted(&self) -> MutexGuard<'_, Noted> {

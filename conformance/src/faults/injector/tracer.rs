@@ -76,7 +76,10 @@ impl Tracer {
             // Threads, but neither forks nor vforks, are followed.
             match ptrace::seize(thread, Options::PTRACE_O_TRACECLONE | Options::PTRACE_O_TRACESYSGOOD) {
                 Ok(()) => {
-                    ptrace::interrupt(thread).context("interrupt a thread")?;
+                    match ptrace::interrupt(thread) {
+                        Ok(()) | Err(Errno::ESRCH) => {}
+                        Err(error) => return Err(error).context("interrupt a thread"),
+                    }
                     self.threads.insert(thread, Thread::default());
                     any = true;
                 }
@@ -165,6 +168,9 @@ impl Tracer {
             return Ok(());
         }
         let action = *action;
+        if matches!(action, Action::Shorten) && regs.rdx < 2 {
+            return Ok(());
+        }
         report(&Report::Reached)?;
         self.act(thread, regs, action)
     }
