@@ -31,8 +31,9 @@ pub(super) const LOG_DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 const SHIM_EXIT_GRACE: Duration = Duration::from_secs(3);
 /// Timeout of the retried Wait where the kernel has the exit status, too.
 const RETRIED_WAIT_TIMEOUT: Duration = Duration::from_secs(3);
-/// Timeout of the retried Wait where the kernel has no exit status.
+/// Timeout of the retried Waits where the kernel has no exit status, and the pause between them.
 const LAST_RESORT_WAIT_TIMEOUT: Duration = Duration::from_secs(30);
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// Maximum time between an OOM kill and the failure of its task that it is taken as the cause of.
 const OOM_ENDS_TASK: Duration = Duration::from_secs(10);
 /// Shortest and longest backoff between retries of a Wait, while the shim runs and can't be asked.
@@ -240,14 +241,23 @@ impl ProcessEnd<'_> {
 }
 
 /// Completes when the kernel has reported the exit of the task, or of an exec, and the shim has not done so for too
-/// long. The Wait is retried once by then, since its answer may have been lost on the way.
+/// long. The Wait is retried by then, since its answer may have been lost on the way.
 async fn report_overdue(connection: &Connection, exec_id: &str, end: ProcessEnd<'_>) -> ExitReport {
     end.come().await;
     let at = SystemTime::now();
     tokio::time::sleep(SHIM_EXIT_GRACE).await;
     let is_known = end.init.and_then(Init::exit_status).is_some();
     let limit = if is_known { RETRIED_WAIT_TIMEOUT } else { LAST_RESORT_WAIT_TIMEOUT };
-    match tokio::time::timeout(limit, connection.wait(exec_id)).await {
+    let asking = async {
+        loop {
+            match connection.wait(exec_id).await {
+                // Nobody but the shim knows the exit status: a broken connection is no reason to give it up.
+                Err(error) if !is_known && !error.is_not_found() => tokio::time::sleep(RETRY_PAUSE).await,
+                answer => break answer,
+            }
+        }
+    };
+    match tokio::time::timeout(limit, asking).await {
         Ok(Ok(ended)) => ExitReport::Answer(Ok(ended)),
         Ok(Err(_)) | Err(_) => ExitReport::Unheard(at),
     }
@@ -452,15 +462,17 @@ mod tests {
         child.wait().unwrap();
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn an_exit_that_a_hanging_shim_keeps_to_itself_is_reported() {
         let nowhere =
             shim_protos::Bootstrap { version: shim_protos::ApiVersion::V2, socket: "/nowhere.sock".into() };
         let connection = Connection::deferred(&nowhere, "x");
         let overdue = |had_exited| report_overdue(&connection, "", ProcessEnd { init: None, had_exited });
         let limit = SHIM_EXIT_GRACE + LAST_RESORT_WAIT_TIMEOUT + Duration::from_secs(10);
+        let began = tokio::time::Instant::now();
         let report = tokio::time::timeout(limit, overdue(true)).await.unwrap();
         assert!(matches!(report, ExitReport::Unheard(_)));
+        assert!(began.elapsed() > LAST_RESORT_WAIT_TIMEOUT, "a broken connection ends the search too early");
         let never = tokio::time::timeout(Duration::from_millis(100), overdue(false)).await;
         assert!(never.is_err(), "nobody knows whether it runs");
     }
