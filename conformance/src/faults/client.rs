@@ -84,8 +84,15 @@ impl Injector {
     ) -> Result<()> {
         let target = trial.map(|trial| (trial.point.clone(), trial.fault.action()));
         self.send(&Request::Arm { names, target }).await?;
-        // The injector looks for requests when a thread stops, which an idle plugin's don't. The fault may hit already.
-        let _ = tokio::time::timeout(LIMIT, plugin.info()).await;
+        // The injector looks for requests when a thread stops, which an idle plugin's don't. The fault may hit already, and
+        // hold the plugin.
+        let woken = async {
+            tokio::select! {
+                _ = plugin.info() => {}
+                () = self.reached() => {}
+            }
+        };
+        let _ = tokio::time::timeout(LIMIT, woken).await;
         self.wait_for(Stage::Armed).await
     }
 
