@@ -20,9 +20,9 @@ use harness::environment::TestEnvironment;
 use harness::fixture::{Choice, Programs};
 use harness::interrupt::{UnderWay, check};
 use point::{Fault, Point, Trial, faults_at};
-use record::{Record, Result as Tried};
+use record::Record;
 use scenario::Scenario;
-use test_bed::{Outcome, TestBed};
+use test_bed::TestBed;
 use tokio::runtime::Runtime;
 
 #[derive(clap::Args)]
@@ -232,13 +232,10 @@ impl Worker {
                 None => self.test_bed()?,
             };
             let began = std::time::Instant::now();
-            let tried = match self.runtime.block_on(here.try_until_reached(scenario, &trial)) {
-                Ok(Outcome::Held) => Tried::Held,
-                Ok(Outcome::Missed) => Tried::Missed,
-                Err(error) => Tried::Failed(format!("{error:#}\n{}", here.give_up())),
-            };
+            let tried = self.runtime.block_on(here.try_until_reached(scenario, &trial));
+            let tried = tried.map_err(|error| format!("{error:#}\n{}", here.give_up()));
             // After a failure, nothing that is there can be relied on.
-            if !matches!(tried, Tried::Failed(_)) {
+            if tried.is_ok() {
                 bed = Some(here);
             }
             lock(record).add(scenario, &trial, &tried, began.elapsed())?;

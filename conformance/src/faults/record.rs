@@ -6,19 +6,16 @@ use std::io::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result as AnyResult};
+use anyhow::{Context, Result};
 
 use super::point::Trial;
 use super::scenario::Scenario;
+use super::test_bed::Outcome;
 
-/// How a trial ended.
-pub enum Result {
-    Held,
-    /// The plugin didn't reach the point.
-    Missed,
-    /// Something that must hold didn't.
-    Failed(String),
-}
+/// Words for the end of a trial in the file.
+const HELD: &str = "held";
+const MISSED: &str = "missed";
+const FAILED: &str = "failed";
 
 #[derive(Default)]
 struct Counts {
@@ -42,7 +39,7 @@ impl Record {
     ///
     /// # Errors
     /// Names the file that can't be used.
-    pub fn open(path: Option<&Path>) -> AnyResult<Self> {
+    pub fn open(path: Option<&Path>) -> Result<Self> {
         let mut record =
             Self { file: None, known: HashSet::new(), counts: BTreeMap::new(), expected: 0, done: 0 };
         let Some(path) = path else { return Ok(record) };
@@ -53,7 +50,7 @@ impl Record {
             let fields: Vec<_> = line.split('\t').collect();
             let [scenario, trial, result, milliseconds] = fields[..] else { continue };
             // A failure is tried again, so that its reason is shown.
-            if result == "failed" {
+            if result == FAILED {
                 continue;
             }
             record.known.insert(format!("{scenario}\t{trial}"));
@@ -82,16 +79,16 @@ impl Record {
         &mut self,
         scenario: Scenario,
         trial: &Trial,
-        result: &Result,
+        tried: &Result<Outcome, String>,
         took: Duration,
-    ) -> AnyResult<()> {
+    ) -> Result<()> {
         self.done += 1;
-        let word = match result {
-            Result::Held => "held",
-            Result::Missed => "missed",
-            Result::Failed(_) => "failed",
+        let word = match tried {
+            Ok(Outcome::Held) => HELD,
+            Ok(Outcome::Missed) => MISSED,
+            Err(_) => FAILED,
         };
-        if let Result::Failed(why) = result {
+        if let Err(why) = tried {
             println!("FAILED {scenario}: {trial}\n  {}", why.trim_end().replace('\n', "\n  "));
         } else if self.done.is_multiple_of(50) {
             println!("{} of {}", self.done, self.expected);
@@ -107,8 +104,8 @@ impl Record {
         let counts = self.counts.entry(scenario.to_owned()).or_default();
         counts.took += took;
         match result {
-            "held" => counts.held += 1,
-            "missed" => counts.missed += 1,
+            HELD => counts.held += 1,
+            MISSED => counts.missed += 1,
             _ => counts.failed += 1,
         }
     }
@@ -151,7 +148,7 @@ const END: &str = "<!-- its end -->\n";
 ///
 /// # Errors
 /// Fails if the page has no place for it.
-pub fn write_into(page: &Path, table: &str) -> AnyResult<()> {
+pub fn write_into(page: &Path, table: &str) -> Result<()> {
     let context = || format!("the page {}", page.display());
     let text = std::fs::read_to_string(page).with_context(context)?;
     let (before, rest) =

@@ -124,11 +124,9 @@ impl TestBed {
         trial: Option<&Trial>,
         points: &mut Vec<Point>,
     ) -> Result<Outcome> {
-        self.context.forget_logs();
+        self.context.forget_earlier_runs();
         tokio::task::block_in_place(|| scenario.prepare_environment(self.context.environment()))?;
-        let mut plugin = self.context.bare_plugin(&self.context.launch()).await?;
-        let mut injector = Injector::attach(&plugin).await?;
-        self.configure(scenario, &mut plugin).await?;
+        let (mut plugin, mut injector) = self.traced_plugin(scenario).await?;
         let mut task = self.context.prepare(&plugin, &scenario.job(&self.context)).await?;
         if !scenario.is_first_start() {
             task.start(&plugin).await.context("start the task before the fault")?;
@@ -137,9 +135,7 @@ impl TestBed {
         if scenario.needs_next_plugin() {
             drop(injector);
             plugin.kill().await?;
-            plugin = self.context.bare_plugin(&self.context.launch()).await?;
-            injector = Injector::attach(&plugin).await?;
-            self.configure(scenario, &mut plugin).await?;
+            (plugin, injector) = self.traced_plugin(scenario).await?;
         }
         scenario.prepare(&plugin, &mut task).await?;
         injector.arm(&plugin, self.names(&plugin, &task), trial).await?;
@@ -177,6 +173,14 @@ impl TestBed {
         plugin.configure(&scenario.options(&self.context)).await?;
         plugin.listen().await?;
         self.bystander.recover(plugin).await.context("recover the bystander")
+    }
+
+    /// Starts a plugin that is traced from before its configuration on, so that each of its sockets is known by its peer.
+    async fn traced_plugin(&self, scenario: Scenario) -> Result<(Plugin, Injector)> {
+        let mut plugin = self.context.bare_plugin(&self.context.launch()).await?;
+        let injector = Injector::attach(&plugin).await?;
+        self.configure(scenario, &mut plugin).await?;
+        Ok((plugin, injector))
     }
 
     async fn next_plugin(&self, scenario: Scenario) -> Result<Plugin> {

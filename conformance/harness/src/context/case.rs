@@ -63,7 +63,7 @@ impl CaseContext {
     }
 
     /// Forgets the logs of the plugins so far, and the control groups of tasks that are over.
-    pub fn forget_logs(&self) {
+    pub fn forget_earlier_runs(&self) {
         let mut noted = self.noted();
         noted.logs.clear();
         noted.cgroups.retain(|cgroup| Arc::strong_count(cgroup) > 1);
