@@ -26,7 +26,7 @@ cases!["names":
 
 async fn a_task_finds_itself_by_its_name(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     let script = "hostname; cat /etc/hostname; echo $HOSTNAME; grep -c localhost /etc/hosts; grep -w $(hostname) /etc/hosts; \
-                  grep db /etc/hosts";
+                  grep ' db' /etc/hosts";
     let mut config = case.shell(script);
     config["extra_hosts"] = json!(["db:10.0.0.5", "db6:[fd00::5]"]);
     let mut task = case.prepare(plugin, &config).await?;
