@@ -133,6 +133,10 @@ fn apply(found: &mut DeviceEdits, edits: &Edits) -> Result<(), String> {
 /// Converts a node. Attributes that the file leaves out are those of the host's node.
 fn node(edit: &NodeEdit) -> Result<DeviceNode, String> {
     let NodeEdit { path, host_path, kind, major, minor, file_mode, permissions, uid, gid } = edit;
+    if let Some(wrong) = permissions.as_deref().filter(|given| !matches!(*given, "none") && !is_access(given))
+    {
+        return Err(format!("its node {} has the permissions {wrong:?}, not letters of rwm", path.display()));
+    }
     let named = match kind.as_deref() {
         None | Some("") => None,
         Some("b") => Some(DeviceKind::Block),
@@ -161,6 +165,10 @@ fn node(edit: &NodeEdit) -> Result<DeviceNode, String> {
             Some(given) => given.to_owned(),
         },
     })
+}
+
+fn is_access(permissions: &str) -> bool {
+    permissions.chars().all(|letter| matches!(letter, 'r' | 'w' | 'm'))
 }
 
 fn on_host(path: &Path, named: Option<DeviceKind>) -> Result<(DeviceKind, i64, i64, u32), String> {
@@ -309,6 +317,7 @@ devices:
             (r#"{"deviceNodes": [{"path": "/etc/passwd"}]}"#, "not a device"),
             (r#"{"deviceNodes": [{"path": "/dev/null", "type": "b"}]}"#, "another type"),
             (r#"{"deviceNodes": [{"path": "/dev/null", "type": "x"}]}"#, "\"x\""),
+            (r#"{"deviceNodes": [{"path": "/dev/null", "permissions": "rwx"}]}"#, "\"rwx\""),
             (r#"{"env": ["=1"]}"#, "=1"),
             (r#"{"netDevices": [{}]}"#, "netDevices"),
             (r#"{"hooks": [{"hookName": "never", "path": "/x"}]}"#, "never"),
