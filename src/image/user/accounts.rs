@@ -9,6 +9,10 @@ use super::{Identity, UserError};
 /// Home directory of Nomad's dynamic users.
 const DYNAMIC_HOME: &str = "/nonexistent";
 
+/// Maximum of an id, as docker's. The highest 32-bit number means no id to the kernel, and to crun that the id is not
+/// to be changed.
+const ID_LIMIT: u32 = i32::MAX.cast_unsigned();
+
 /// Contents of `/etc/passwd` and `/etc/group`; empty for a missing file.
 #[derive(Debug, Default)]
 pub(super) struct Accounts {
@@ -33,7 +37,10 @@ impl Accounts {
         }
         identity.groups.sort_unstable();
         identity.groups.dedup();
-        Ok(identity)
+        match [identity.uid, identity.gid].iter().chain(&identity.groups).find(|id| **id > ID_LIMIT) {
+            Some(id) => Err(UserError::Id { user: user.to_owned(), id: *id }),
+            None => Ok(identity),
+        }
     }
 
     /// Returns the identity of a user, by docker's rules: a numeric id needs no entry, but takes its group and home
@@ -102,10 +109,10 @@ fn dynamic(user: &str) -> Option<u32> {
     number(user.strip_prefix("nomad-")?)
 }
 
-/// Parses a numeric id within docker's limit (`i32::MAX`); the highest 32-bit number means no id to the kernel.
+/// Parses a numeric id of at most [`ID_LIMIT`].
 fn number(text: &str) -> Option<u32> {
     let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    is_number.then(|| text.parse::<i32>().ok()?.try_into().ok()).flatten()
+    is_number.then(|| text.parse().ok().filter(|id| *id <= ID_LIMIT)).flatten()
 }
 
 struct PasswdEntry<'a> {
@@ -163,6 +170,22 @@ pub(super) mod tests {
             let error = accounts().identity(wrong, &[]).unwrap_err().to_string();
             assert!(error.contains(&format!("{named:?}")), "{error}");
         }
+    }
+
+    #[test]
+    fn an_entry_whose_id_there_can_not_be_is_refused() {
+        let accounts = Accounts {
+            passwd: "app:x:4294967295:0::/:\nodd:x:1:4294967295::/:\nin:x:2:2::/:\n".to_owned(),
+            group: "far:x:2147483648:in\n".to_owned(),
+        };
+        for (user, id) in
+            [("app", "4294967295"), ("odd", "4294967295"), ("1", "4294967295"), ("in", "2147483648")]
+        {
+            let error = accounts.identity(user, &[]).unwrap_err().to_string();
+            assert!(error.contains(user) && error.contains(id) && error.contains("2147483647"), "{error}");
+        }
+        assert_eq!(accounts.identity("in:2", &[]).unwrap(), is(2, 2, &[2], "/"));
+        accounts.identity("2:2", &["far".to_owned()]).unwrap_err();
     }
 
     #[test]

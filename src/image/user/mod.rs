@@ -81,6 +81,11 @@ pub(crate) enum UserError {
     /// The job, or the image, names a user or group that doesn't exist.
     #[error("the {kind} {name:?} is not in the image's {file}; name one that is, or give its number")]
     Unknown { kind: &'static str, name: String, file: &'static str },
+    /// The kernel has no such id, or takes it for no id at all.
+    #[error(
+        "the image's accounts give the user {user:?} the id {id}, above 2147483647: fix the image, or set another user"
+    )]
+    Id { user: String, id: u32 },
     /// The file is not a regular one: the runtime would hang on it, or worse.
     #[error(
         "{file} of the task is {what}, not a regular file; the runtime reads it at each start, and would hang or \

@@ -76,6 +76,7 @@ impl From<UserError> for Error {
     fn from(error: UserError) -> Self {
         let transient = match &error {
             UserError::Unknown { .. }
+            | UserError::Id { .. }
             | UserError::NoFile { .. }
             | UserError::InProc { .. }
             | UserError::NoDirectory { .. } => return Self::invalid(error),
