@@ -100,9 +100,10 @@ impl Hosts {
     /// is the last.
     ///
     /// # Errors
-    /// An unusable file, by its path and line, if it has one. It is never skipped.
+    /// An unusable file, by its path and line, if it has one. It is never skipped. Or a registry whose name is no
+    /// host's.
     pub(super) async fn of(&self, registry: &str) -> Result<Vec<Host>, ImageError> {
-        let Some(directory) = self.directory.clone() else { return Ok(of_file(File::default(), registry)) };
+        let Some(directory) = self.directory.clone() else { return of_file(File::default(), registry) };
         let name = registry.to_owned();
         let reading = tokio::task::spawn_blocking(move || read(&directory, &name));
         let (file, warnings) =
@@ -112,7 +113,7 @@ impl Hosts {
                 tracing::warn!(registry, "{warning}");
             }
         }
-        Ok(of_file(file, registry))
+        of_file(file, registry)
     }
 }
 
@@ -175,23 +176,32 @@ fn certificates(directory: &Path) -> std::io::Result<TlsFiles> {
 }
 
 /// Returns the hosts that a file names, followed by its `server`, or by the registry itself where it names none.
-fn of_file(file: File, registry: &str) -> Vec<Host> {
+///
+/// # Errors
+/// The registry's name is no host's.
+fn of_file(file: File, registry: &str) -> Result<Vec<Host>, ImageError> {
     let File { mut hosts, server, own } = file;
     hosts.push(match server {
         Some(base) => Host { base, settings: own },
         None => {
-            let base = base_of(registry, own.tls.is_set());
+            let base = base_of(registry, own.tls.is_set())?;
             Host { base, settings: Settings { capabilities: HostCapabilities::default(), ..own } }
         }
     });
-    hosts
+    Ok(hosts)
 }
 
 /// Returns the base URL of a registry: plain http on the loopback, unless TLS is configured for it, else https.
-fn base_of(registry: &str, has_tls: bool) -> Url {
+///
+/// # Errors
+/// The registry's name is no host's, though image names may have it: it ends in a number and is no address, such as
+/// `1.2.3.4.5`, or has a part of the form `xn--..` that is no name.
+fn base_of(registry: &str, has_tls: bool) -> Result<Url, ImageError> {
     let scheme = if is_loopback(registry) && !has_tls { "http" } else { "https" };
     let url = format!("{scheme}://{}/v2", located(registry));
-    Url::parse(&url).expect("a registry's name was checked to be a host's")
+    Url::parse(&url).map_err(|error| {
+        ImageError::permanent(format!("{registry:?} can't be the name of a registry: {error}"))
+    })
 }
 
 /// Returns whether a host, with or without its port, is the loopback.

@@ -180,6 +180,15 @@ fn unknown_keys_are_named() {
     }
 }
 
+#[tokio::test]
+async fn an_image_name_without_a_host_that_there_can_be_is_an_error() {
+    for registry in ["1.2.3.4.5", "999.999.999.999:5000", "xn--a.example"] {
+        format!("{registry}/a").parse::<crate::image::Reference>().unwrap();
+        let error = Hosts::in_directory(None).of(registry).await.unwrap_err();
+        assert!(error.to_string().contains(registry) && !error.is_retryable(), "{error}");
+    }
+}
+
 #[test]
 fn plain_http_is_for_the_loopback_only() {
     for host in ["localhost", "localhost:5000", "127.0.0.1", "127.8.0.1:80", "[::1]", "[::1]:5000"] {
