@@ -81,9 +81,14 @@ in_order() {
 
 # Called once, at the top: refuses what can't work, and arranges for the end.
 begin() {
+  [[ $(id -u) == 0 ]] || fail "this starts containers and a Nomad agent: run it as root (sudo $0)"
+  begin_as_anyone
+}
+
+# In the place of `begin`, by a script that needs no root.
+begin_as_anyone() {
   cd "$REPOSITORY" || exit
   [[ $(uname -s) == Linux ]] || fail "this needs Linux"
-  [[ $(id -u) == 0 ]] || fail "this starts containers and a Nomad agent: run it as root (sudo $0)"
   WORKDIR=$(mktemp -d -t containerd-driver.XXXXXX)
   CHILD=
   trap 'finish $?' EXIT

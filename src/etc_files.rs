@@ -338,3 +338,22 @@ mod tests {
         }
     }
 }
+
+#[cfg(test)]
+mod fuzz {
+    use super::*;
+
+    #[test]
+    fn resolvers() {
+        crate::fuzz::text("resolv-conf", |text| {
+            let rest = without_local_servers(text);
+            assert!(!rest.lines().any(is_local_server) && rest.len() <= text.len() + 1);
+            // The end of a line may become one of two bytes.
+            let plain = |text: &str| text.replace('\r', "");
+            assert_eq!(plain(&without_local_servers(&rest)), plain(&rest));
+            for name in text.split_whitespace().take(8) {
+                assert!(!is_known(text, name) || text.contains(name));
+            }
+        });
+    }
+}

@@ -10,6 +10,8 @@ mod containerd;
 mod devices;
 mod driver;
 mod etc_files;
+#[cfg(test)]
+mod fuzz;
 mod go_plugin;
 mod gvisor;
 mod hclog;

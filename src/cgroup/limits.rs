@@ -64,7 +64,7 @@ impl Limit {
     }
 
     /// Whether it is what the files say, or more than that. No limit is "max" or -1 there.
-    fn is_in(self, text: &str, version: Mode) -> bool {
+    pub(super) fn is_in(self, text: &str, version: Mode) -> bool {
         let numbers: Vec<i64> = text
             .split_whitespace()
             .map(|word| word.parse().ok().filter(|number| *number >= 0))

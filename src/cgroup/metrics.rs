@@ -128,3 +128,19 @@ mod tests {
         assert_eq!(newer.memory_max_bytes, Some(90));
     }
 }
+
+#[cfg(test)]
+mod fuzz {
+    use super::*;
+
+    #[test]
+    fn messages() {
+        crate::fuzz::bytes("shim-metrics", |message| {
+            for url in [V1_URL, "types.containerd.io/io.containerd.cgroups.v2.Metrics"] {
+                let metrics = Any { type_url: url.to_owned(), value: message.to_vec(), ..Any::default() };
+                let Ok(usage) = Usage::parse(&metrics) else { continue };
+                assert_eq!(usage.cpu_user.is_some(), usage.cpu_system.is_some());
+            }
+        });
+    }
+}

@@ -245,3 +245,35 @@ mod tests {
         assert_eq!(on_v2(root.path()).unwrap(), all);
     }
 }
+
+#[cfg(test)]
+mod fuzz {
+    use std::collections::HashMap;
+
+    use super::super::limits::Limit;
+    use super::*;
+
+    #[test]
+    fn files() {
+        crate::fuzz::text("cgroup-files", |text| {
+            let cpu = Limit::Cpu { quota_us: i64::MAX, period_us: u64::MAX };
+            for limit in [Limit::MemoryBytes(i64::MAX), Limit::Pids(0), cpu, Limit::CpuShares(1024)] {
+                let is_set = limit.is_in(text, Mode::V1);
+                assert!(!is_set || !text.contains("max"), "{text}");
+            }
+            let mut first = HashMap::new();
+            for (key, count) in text.lines().filter_map(|line| line.split_once(' ')) {
+                first.entry(key).or_insert(count);
+            }
+            for (key, count) in first {
+                let found = value(text, key);
+                assert!(
+                    found.is_none_or(|found| count.trim().trim_start_matches('+').parse() == Ok(found)),
+                    "{key}"
+                );
+                let time = ticks(found.unwrap_or(u64::MAX));
+                assert!(time.as_secs() <= found.unwrap_or(u64::MAX));
+            }
+        });
+    }
+}

@@ -265,3 +265,38 @@ mod tests {
         assert_eq!(join_versions(&network.versions), "0.4.0, 1.0.0, 1.1.0");
     }
 }
+
+#[cfg(test)]
+mod fuzz {
+    use super::*;
+
+    #[test]
+    fn networks() {
+        crate::fuzz::bytes("cni-conf", |text| {
+            let Ok(body) = serde_json::from_slice::<Map<String, Value>>(text) else { return };
+            for path in ["/nowhere/a.conflist", "/nowhere/a.conf"] {
+                let Ok(found) = network(Path::new(path), "web".to_owned(), body.clone()) else { continue };
+                assert!(
+                    found.versions.iter().all(|version| version.is_known()) && found.versions.is_sorted()
+                );
+                assert!(!found.plugins.is_empty());
+                for plugin in &found.plugins {
+                    assert!(
+                        Path::new(&plugin.kind).components().count() == 1 && plugin.kind != "..",
+                        "{}",
+                        plugin.kind
+                    );
+                    let request = plugin.request(&found, &Map::new(), None);
+                    assert_eq!(
+                        (&request["name"], &request["type"]),
+                        (&"web".into(), &plugin.kind.clone().into())
+                    );
+                }
+                let (programs, capabilities) = (found.programs().len(), found.capabilities().len());
+                assert!(programs >= found.plugins.len() && capabilities <= text.len());
+                let stored = serde_json::to_vec(&found).unwrap();
+                assert_eq!(serde_json::from_slice::<Network>(&stored).unwrap(), found);
+            }
+        });
+    }
+}

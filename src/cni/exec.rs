@@ -170,3 +170,26 @@ pub(super) fn quoted(out: &[u8], err: &[u8]) -> String {
     };
     words("stdout", out) + &words("stderr", err)
 }
+
+#[cfg(test)]
+mod fuzz {
+    use std::os::unix::process::ExitStatusExt;
+
+    use super::*;
+
+    #[test]
+    fn failures() {
+        crate::fuzz::pairs("cni-failure", |out, err| {
+            let shown = quoted(out, err);
+            assert!(
+                shown.chars().count() <= 2 * (QUOTE_LIMIT_CHARS + 20) && !shown.contains(char::is_control),
+                "{shown}"
+            );
+            assert_eq!(interpret(ExitStatus::from_raw(0), out.to_vec(), err).ok().as_deref(), Some(out));
+            let Err(error) = interpret(ExitStatus::from_raw(1 << 8), out.to_vec(), err) else {
+                panic!("it has failed")
+            };
+            assert!(!error.to_string().is_empty());
+        });
+    }
+}

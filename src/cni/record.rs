@@ -114,3 +114,18 @@ pub(super) async fn blocking<T: Send + 'static>(
 ) -> Result<T, Error> {
     tokio::task::spawn_blocking(work).await.map_err(|_| Error::Aborted)?
 }
+
+#[cfg(test)]
+mod fuzz {
+    use super::*;
+
+    #[test]
+    fn records() {
+        crate::fuzz::bytes("cni-record", |text| {
+            let Ok(record) = serde_json::from_slice::<Record>(text) else { return };
+            let stored = serde_json::to_vec(&record).unwrap();
+            assert_eq!(serde_json::from_slice::<Record>(&stored).unwrap(), record);
+            let _ = (record.network.version(), record.network.programs(), record.network.capabilities());
+        });
+    }
+}

@@ -120,3 +120,28 @@ mod tests {
         }
     }
 }
+
+#[cfg(test)]
+mod fuzz {
+    use super::*;
+    use crate::cni::version::{Version, convert};
+
+    #[test]
+    fn results() {
+        crate::fuzz::bytes("cni-result", |text| {
+            let Ok(result) = serde_json::from_slice::<Value>(text) else { return };
+            if !result.is_object() {
+                return;
+            }
+            for version in ["0.3.1", "1.1.0"].map(|version| version.parse::<Version>().unwrap()) {
+                let converted = convert(result.clone(), version);
+                assert_eq!(convert(converted.clone(), version), converted);
+                let Ok(added) = AddResult::read(&converted, "eth0") else { continue };
+                assert!(added.addresses.is_sorted_by_key(IpAddr::is_ipv6), "{added:?}");
+                assert!(added.addresses.iter().all(|address| !address.is_loopback()), "{added:?}");
+                let stored = serde_json::to_vec(&added).unwrap();
+                assert_eq!(serde_json::from_slice::<AddResult>(&stored).unwrap(), added);
+            }
+        });
+    }
+}

@@ -75,3 +75,17 @@ mod tests {
         }
     }
 }
+
+#[cfg(test)]
+mod fuzz {
+    use super::*;
+
+    #[test]
+    fn lists() {
+        crate::fuzz::text("id-list", |text| {
+            let Ok(list) = text.parse::<IdList>() else { return };
+            assert!(!list.is_empty() && list.len() <= LIMIT as usize);
+            assert_eq!(list.to_string().parse().as_ref(), Ok(&list));
+        });
+    }
+}

@@ -114,3 +114,17 @@ mod tests {
         }
     }
 }
+
+#[cfg(test)]
+mod fuzz {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        crate::fuzz::text("sizes", |text| {
+            let Some(size) = bytes(text) else { return };
+            assert!(i64::try_from(size).is_ok(), "{size}");
+            assert_eq!(bytes(&size.to_string()), Some(size));
+        });
+    }
+}

@@ -301,3 +301,20 @@ mod tests {
         }
     }
 }
+
+#[cfg(test)]
+mod fuzz {
+    use super::*;
+
+    #[test]
+    fn tables() {
+        crate::fuzz::text("runsc-ps", |table| {
+            let all = parse(table);
+            assert!(all.len() < table.lines().count().max(1));
+            let mut members = BTreeSet::from([7]);
+            let found = members_of(&all, &mut members);
+            assert!(found.iter().all(|process| all.contains(process) && members.contains(&process.pid)));
+            assert_eq!(members_of(&all, &mut members.clone()), found);
+        });
+    }
+}

@@ -362,6 +362,25 @@ pub(crate) mod tests {
         tar.into_inner().unwrap()
     }
 
+    impl Archive {
+        /// Asserts that no path and no link leads out of the archive, and that no position is beyond all numbers.
+        pub(crate) fn check_paths(&self) {
+            assert!(self.entries.len() <= ENTRIES_LIMIT);
+            let is_within = |path: &str| path.split('/').all(|part| !matches!(part, "" | "." | ".."));
+            for (path, entry) in &self.entries {
+                assert!(is_within(path), "{path:?}");
+                match entry {
+                    Entry::Link(to) => assert!(is_within(to), "{to:?}"),
+                    Entry::File(extent) => {
+                        assert!(extent.at.checked_add(extent.size_bytes).is_some(), "{extent:?}")
+                    }
+                }
+                assert!(matches!(entry, Entry::Link(_)) || self.find(path).is_some());
+                assert!(self.read(path, 1024).map_or(0, |bytes| bytes.len()) <= 1024);
+            }
+        }
+    }
+
     pub(crate) fn opened(bytes: &[u8]) -> Result<Archive, ImageError> {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(bytes).unwrap();

@@ -264,3 +264,29 @@ mod tests {
         }
     }
 }
+
+#[cfg(test)]
+mod fuzz {
+    use super::super::archive::tests::opened;
+    use super::*;
+
+    #[test]
+    fn archives() {
+        crate::fuzz::bytes("image-archive", |bytes| {
+            let Ok(archive) = opened(bytes) else { return };
+            archive.check_paths();
+            let Ok(images) = images(&archive, &Arch::Amd64) else { return };
+            assert!(!images.is_empty() && images.len() <= IMAGES_LIMIT);
+            for image in &images {
+                let name = image.name();
+                assert!(choose(&images, name.as_ref()).is_ok() || name.is_none() || image.is_foreign);
+                if let Form::Docker { layers, .. } = &image.form {
+                    for layer in layers {
+                        let _ = archive.find(layer).map(|extent| archive.compression(extent));
+                    }
+                }
+            }
+            let _ = choose(&images, None);
+        });
+    }
+}

@@ -439,3 +439,68 @@ mod tests {
         assert!(chart.to_string().contains("helm"), "{chart}");
     }
 }
+
+#[cfg(test)]
+mod fuzz {
+    use serde_json::Value;
+
+    use super::*;
+
+    fn printed(document: &Document) -> Vec<u8> {
+        match document {
+            Document::Index(index) => serde_json::to_vec(index),
+            Document::Manifest(manifest) => serde_json::to_vec(manifest),
+        }
+        .unwrap()
+    }
+
+    fn value(json: &[u8]) -> Value {
+        serde_json::from_slice(json).unwrap()
+    }
+
+    #[test]
+    fn manifests() {
+        crate::fuzz::pairs("image-manifest", |header, body| {
+            let Ok((media_type, document)) = parse(&String::from_utf8_lossy(header), body) else { return };
+            let json = printed(&document);
+            let (same_type, same) = parse(&media_type, &json).unwrap();
+            assert_eq!((same_type, value(&printed(&same))), (media_type, value(&json)));
+            match document {
+                Document::Index(index) => {
+                    let Ok((place, chosen)) = choose(&index, &Arch::Amd64) else { return };
+                    assert_eq!(&index.manifests()[place], chosen);
+                    assert!(MANIFEST_TYPES.contains(&chosen.media_type().to_string().as_str()));
+                }
+                Document::Manifest(manifest) => {
+                    let config = manifest.config();
+                    assert!(check_config(config).is_err() || config.size() <= CONFIG_LIMIT_BYTES);
+                }
+            }
+        });
+    }
+
+    /// The manifest has as many layers as the configuration seems to have.
+    #[test]
+    fn configs() {
+        let digest = format!("sha256:{}", "a".repeat(64));
+        let layer = serde_json::json!({"mediaType": LAYER_TYPES[1], "digest": digest, "size": 3});
+        crate::fuzz::text("image-config", |config| {
+            let layers = vec![layer.clone(); config.matches("sha256:").count()];
+            let manifest = serde_json::json!({
+                "schemaVersion": 2, "config": {"mediaType": CONFIG_TYPES[0], "digest": digest, "size": 2}, "layers": layers,
+            });
+            let manifest = serde_json::from_value(manifest).unwrap();
+            let Ok(layout) = Layout::new(&digest, &manifest, config.as_bytes(), &Arch::Amd64) else { return };
+            assert!(layout.layers.len() == layers.len() && layers.len() <= LAYERS_LIMIT);
+            assert_eq!(layout.size_bytes(), 3 * layers.len() as u64);
+            // Numbers may be printed with more digits than they had.
+            assert!(layout.document_bytes() <= 10 * config.len() + 1000 * (layers.len() + 1));
+            let mut below = "";
+            for layer in &layout.layers {
+                assert_eq!(layer.parent_chain_id, below);
+                below = &layer.chain_id;
+            }
+            assert_eq!(layout.chain_id(), below);
+        });
+    }
+}

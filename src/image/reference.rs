@@ -358,3 +358,30 @@ mod tests {
         }
     }
 }
+
+#[cfg(test)]
+mod fuzz {
+    use super::*;
+
+    #[test]
+    fn references() {
+        crate::fuzz::text("image-reference", |input| {
+            let Ok(reference) = input.parse::<Reference>() else { return };
+            let text = reference.to_string();
+            assert!(
+                text.bytes().all(|byte| byte.is_ascii_graphic() && !b"?#%\"<>\\".contains(&byte)),
+                "{text}"
+            );
+            assert!(
+                text.len() <= NAME_LIMIT_BYTES + 1 + TAG_LIMIT_BYTES + 1 + "sha256:".len() + 64,
+                "{text}"
+            );
+            assert!(!reference.repository().split('/').any(|part| matches!(part, "" | "." | "..")), "{text}");
+            assert_eq!(text.parse().as_ref(), Ok(&reference));
+            assert!(
+                reference.is_named_as(&reference.clone().without_digest().parse().unwrap())
+                    || reference.tag().is_none()
+            );
+        });
+    }
+}

@@ -147,3 +147,25 @@ mod tests {
         assert_eq!(bearer(r#"Bearer realm="unclosed"#), challenge("unclosed", None, None));
     }
 }
+
+#[cfg(test)]
+mod fuzz {
+    use super::*;
+
+    #[test]
+    fn challenges() {
+        crate::fuzz::text("www-authenticate", |header| {
+            is_basic(header);
+            let Some(Challenge { realm, service, scope }) = bearer(header) else { return };
+            let parts = [Some(realm.clone()), service.clone(), scope.clone()];
+            assert!(parts.iter().flatten().map(String::len).sum::<usize>() <= header.len());
+            let quoted = |text: &String| format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""));
+            let mut printed = format!("Bearer realm={}", quoted(&realm));
+            for (name, value) in [("service", &service), ("scope", &scope)] {
+                printed.extend(value.iter().map(|value| format!(",{name}={}", quoted(value))));
+            }
+            assert_eq!(bearer(&printed), Some(Challenge { realm, service, scope }), "{printed}");
+            assert!(!is_basic(&printed), "{printed}");
+        });
+    }
+}

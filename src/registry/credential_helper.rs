@@ -145,3 +145,24 @@ mod tests {
         }
     }
 }
+
+#[cfg(test)]
+mod fuzz {
+    use super::*;
+
+    #[test]
+    fn answers() {
+        crate::fuzz::pairs("credential-helper", |out, err| {
+            let [out, err] = [out, err].map(|bytes| String::from_utf8_lossy(bytes).into_owned());
+            match read(&out) {
+                Ok(Some(Credentials { username, password })) => {
+                    assert!(!(username.is_empty() && password.reveal().is_empty()));
+                }
+                Ok(None) => {}
+                Err(error) => assert_eq!(error, "did not answer in the form of docker's credential helpers"),
+            }
+            let shown = error_message(&out, &err);
+            assert!(shown.chars().count() <= WORDS_LIMIT && !shown.contains(char::is_control), "{shown}");
+        });
+    }
+}

@@ -410,3 +410,27 @@ mod tests {
         assert_eq!(PullCredentials::default().login("docker.io", "a").await, Ok(None));
     }
 }
+
+#[cfg(test)]
+mod fuzz {
+    use super::*;
+
+    const HOSTS: [&str; 3] = ["docker.io", "ghcr.io", "registry.example:5000"];
+
+    #[test]
+    fn files() {
+        crate::fuzz::bytes("docker-config", |file| {
+            for host in HOSTS {
+                match entry_of(file, host, "team/app") {
+                    Ok(FileEntry::Credentials(Credentials { username, password })) => {
+                        assert!(username.len() + password.reveal().len() <= file.len());
+                    }
+                    Ok(FileEntry::AskHelper { name, server }) => {
+                        assert!(name.len() <= file.len() && is_server(&server, host), "{server}");
+                    }
+                    Ok(FileEntry::Nothing) | Err(_) => {}
+                }
+            }
+        });
+    }
+}

@@ -221,3 +221,27 @@ fn located(host: &str) -> &str {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod fuzz {
+    use super::*;
+    use crate::image::Reference;
+
+    /// The registry's name in the name of an image.
+    #[test]
+    fn registries() {
+        crate::fuzz::text("registry-name", |registry| {
+            let Ok(reference) = format!("{registry}/a/b").parse::<Reference>() else { return };
+            for has_tls in [false, true] {
+                let Ok(base) = base_of(reference.host(), has_tls) else { continue };
+                assert!(base.scheme() == "https" || is_loopback(reference.host()) && !has_tls, "{base}");
+                assert!(
+                    base.path() == "/v2" && base.query().is_none() && base.username().is_empty(),
+                    "{base}"
+                );
+                let host = Host { base, settings: Settings::default() };
+                assert!(host.is(reference.host()) || reference.host() == "docker.io", "{host:?}");
+            }
+        });
+    }
+}

@@ -165,16 +165,16 @@ fn retry_after(response: &Response, now: SystemTime) -> Option<Duration> {
 pub(super) async fn explanation(response: Response, idle: Duration) -> String {
     let status = response.status();
     let bytes = read(response, "the refusal", ERROR_LIMIT_BYTES, idle).await.unwrap_or_default();
-    let Ok(ErrorBody { errors, details, error, error_description }) = serde_json::from_slice(&bytes) else {
-        return status.to_string();
-    };
+    message(&bytes).map_or_else(|| status.to_string(), |message| format!("{status}: {message}"))
+}
+
+/// Returns the message in the body of an error response. `None` if the body has none, or another form.
+fn message(body: &[u8]) -> Option<String> {
+    let ErrorBody { errors, details, error, error_description } = serde_json::from_slice(body).ok()?;
     let complaints = errors.iter().map(|complaint| format!("{}: {}", complaint.code, complaint.message));
     let words: Vec<_> = complaints.chain(details).chain(error).chain(error_description).collect();
-    if words.is_empty() {
-        return status.to_string();
-    }
-    let words = words.join("; ").replace(char::is_control, " ");
-    format!("{status}: {}", words.chars().take(WORDS_LIMIT).collect::<String>())
+    let message = words.join("; ").replace(char::is_control, " ");
+    (!words.is_empty()).then(|| message.chars().take(WORDS_LIMIT).collect())
 }
 
 /// Reads a whole body of at most `limit_bytes`, with at most `idle` between its parts.
@@ -273,5 +273,28 @@ mod tests {
         }
         assert_eq!(part(416, Some("bytes */10")), Part::Refused);
         assert_eq!((part(200, None), part(503, None)), (Part::Whole, Part::Whole));
+    }
+}
+
+#[cfg(test)]
+mod fuzz {
+    use super::*;
+
+    /// The header `Content-Range` and the body of a refusal.
+    #[test]
+    fn responses() {
+        crate::fuzz::pairs("registry-response", |range, body| {
+            let shown = message(body).unwrap_or_default();
+            assert!(shown.chars().count() <= WORDS_LIMIT && !shown.contains(char::is_control), "{shown}");
+            let range = String::from_utf8_lossy(range);
+            if Part::of(StatusCode::PARTIAL_CONTENT, Some(&range), 4, 10) == Part::Rest {
+                assert!(range.contains('4') && (range.contains("10") || range.contains('*')), "{range}");
+                assert_eq!(
+                    Part::of(StatusCode::PARTIAL_CONTENT, Some(&range), 5, 10),
+                    Part::Refused,
+                    "{range}"
+                );
+            }
+        });
     }
 }

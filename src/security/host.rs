@@ -193,6 +193,12 @@ fn find_devices(directory: &Path, found: &mut Vec<LinuxDevice>) -> Result<(), Co
 }
 
 #[cfg(test)]
+pub(super) fn check_parsers(text: &str) {
+    let _ = bounding(text);
+    assert!(loaded(text).iter().all(|profile| text.contains(profile.as_str())));
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::sys::error_chain::Chained;

@@ -412,3 +412,43 @@ mod tests {
         }
     }
 }
+
+#[cfg(test)]
+mod fuzz {
+    use super::*;
+    use crate::security::host;
+
+    #[test]
+    fn profiles() {
+        let all: HashSet<Capability> =
+            ["SYS_ADMIN", "SYS_PTRACE"].iter().map(|name| name.parse().unwrap()).collect();
+        crate::fuzz::text("seccomp", |text| {
+            let Ok(profile) = Profile::read(text) else { return };
+            for (capabilities, kernel, processor) in [
+                (&HashSet::new(), (3, 0), "x86_64"),
+                (&all, (6, 12), "aarch64"),
+                (&all, (u32::MAX, 0), "other"),
+            ] {
+                let filter = profile.for_task(capabilities, kernel, processor).unwrap();
+                let rules = filter.syscalls().as_deref().unwrap_or_default();
+                assert!(rules.iter().all(|rule| !rule.names().is_empty()));
+                assert!(rules.iter().all(|rule| rule.action() != LinuxSeccompAction::ScmpActNotify));
+                let arguments = rules.iter().filter_map(|rule| rule.args().as_ref()).flatten();
+                assert!(arguments.map(LinuxSeccompArg::index).all(|index| index < MOST_ARGUMENTS));
+                let json = serde_json::to_string(&filter).unwrap();
+                assert_eq!(serde_json::from_str::<LinuxSeccomp>(&json).unwrap(), filter, "{json}");
+            }
+        });
+    }
+
+    /// The version in `uname`, and the files of the kernel that say what the plugin itself may do.
+    #[test]
+    fn kernel_files() {
+        crate::fuzz::text("kernel-files", |text| {
+            if let Some((major, minor)) = version(text) {
+                assert_eq!(version(&format!("{major}.{minor}")), Some((major, minor)));
+            }
+            host::check_parsers(text);
+        });
+    }
+}

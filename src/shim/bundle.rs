@@ -578,3 +578,23 @@ mod tests {
         assert!(!bundle.directory().exists() && outside.join("kept").exists());
     }
 }
+
+#[cfg(test)]
+mod fuzz {
+    use super::*;
+
+    /// The file that says where the shim is, and the specification.
+    #[test]
+    fn files() {
+        crate::fuzz::bytes("bundle-files", |json| {
+            if let Ok(shim) = serde_json::from_slice::<Shim>(json) {
+                let stored = serde_json::to_vec(&shim).unwrap();
+                assert_eq!(serde_json::from_slice::<Shim>(&stored).unwrap(), shim);
+            }
+            if let Ok(spec) = serde_json::from_slice::<Spec>(json) {
+                let stored = serde_json::to_vec(&spec).unwrap();
+                assert_eq!(serde_json::from_slice::<Spec>(&stored).unwrap(), spec);
+            }
+        });
+    }
+}

@@ -337,3 +337,18 @@ pub(super) mod tests {
         );
     }
 }
+
+#[cfg(test)]
+mod fuzz {
+    use shim_protos::Bootstrap;
+
+    #[test]
+    fn answers() {
+        crate::fuzz::bytes("shim-bootstrap", |stdout| {
+            let Ok(bootstrap) = Bootstrap::parse(stdout) else { return };
+            assert!(bootstrap.socket.is_absolute() && bootstrap.socket.as_os_str().len() <= stdout.len());
+            let stored = serde_json::to_vec(&bootstrap).unwrap();
+            assert_eq!(serde_json::from_slice::<Bootstrap>(&stored).unwrap(), bootstrap);
+        });
+    }
+}

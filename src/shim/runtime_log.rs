@@ -178,3 +178,32 @@ ner of old"}
         assert_eq!(appended(&complete, &["no seccomp"]), complete);
     }
 }
+
+#[cfg(test)]
+mod fuzz {
+    use super::*;
+
+    #[test]
+    fn logs() {
+        let since = timestamp("2026-11-29T04:25:38.5Z").unwrap();
+        crate::fuzz::text("runtime-log", |log| {
+            let reasons = reasons(log, since);
+            assert!(
+                reasons.len() <= 2 && reasons.iter().all(|reason| !reason.trim().is_empty()),
+                "{reasons:?}"
+            );
+            let text = with_reasons("OCI runtime create failed: unknown".to_owned(), &reasons);
+            assert!(reasons.iter().all(|reason| text.contains(reason.as_str())), "{text}");
+            for line in log.lines() {
+                let Some(time) = timestamp(line).filter(|time| *time >= SystemTime::UNIX_EPOCH) else {
+                    continue;
+                };
+                assert_eq!(
+                    timestamp(&humantime::format_rfc3339_nanos(time).to_string()),
+                    Some(time),
+                    "{line}"
+                );
+            }
+        });
+    }
+}

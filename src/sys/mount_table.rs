@@ -169,3 +169,30 @@ mod tests {
         assert!(below(Path::new("/proc")).unwrap().iter().any(|mount| mount.point == Path::new("/proc")));
     }
 }
+
+#[cfg(test)]
+mod fuzz {
+    use std::os::unix::ffi::OsStrExt;
+
+    use super::*;
+
+    fn escaped(point: &Path) -> Vec<u8> {
+        let octal = |byte: u8| format!("\\{byte:03o}").into_bytes();
+        let escaped =
+            |byte: &u8| if matches!(byte, b' ' | b'\t' | b'\n' | b'\\') { octal(*byte) } else { vec![*byte] };
+        point.as_os_str().as_bytes().iter().flat_map(escaped).collect()
+    }
+
+    #[test]
+    fn tables() {
+        crate::fuzz::bytes("mountinfo", |table| {
+            for line in lines(table) {
+                let Some(mount) = parsed(line) else { continue };
+                assert_eq!(unescaped(&escaped(&mount.point)), mount.point);
+            }
+            let path = Path::new("/run/containerd/io");
+            assert!(innermost(path, table).is_none_or(|point| path.starts_with(point)));
+            let _ = with_id("36", table);
+        });
+    }
+}

@@ -282,3 +282,21 @@ mod tests {
         assert!(!ProcessId { pid: i32::try_from(std::process::id()).unwrap(), started_ticks: 0 }.is_alive());
     }
 }
+
+#[cfg(test)]
+mod fuzz {
+    use super::*;
+
+    #[test]
+    fn stats() {
+        crate::fuzz::bytes("proc-stat", |text| {
+            let stat = Stat::parse(text);
+            let at = text.iter().rposition(|byte| *byte == b')').unwrap_or(text.len());
+            let renamed = [b"1 (a ) Z 1", &text[at..]].concat();
+            assert_eq!(Stat::parse(&renamed), stat);
+            if let Some(stat) = stat {
+                assert!(!stat.is_of(ProcessId::UNKNOWN));
+            }
+        });
+    }
+}

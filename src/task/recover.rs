@@ -374,3 +374,16 @@ mod tests {
         assert!(error.to_string().contains("no driver state of this driver"));
     }
 }
+
+#[cfg(test)]
+mod fuzz {
+    use super::*;
+
+    #[test]
+    fn driver_states() {
+        crate::fuzz::bytes("driver-state", |handle| {
+            let Ok(state) = DriverState::decode(handle) else { return };
+            assert_eq!(DriverState::decode(&state.encode().unwrap()).unwrap(), state);
+        });
+    }
+}

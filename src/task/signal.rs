@@ -98,3 +98,17 @@ mod tests {
         }
     }
 }
+
+#[cfg(test)]
+mod fuzz {
+    use super::*;
+
+    #[test]
+    fn names() {
+        crate::fuzz::text("signal", |text| {
+            let Ok(number) = parse(text) else { return };
+            assert!((1..=SIGRTMAX).contains(&number), "{number}");
+            assert_eq!(parse(&number.to_string()).unwrap(), number);
+        });
+    }
+}

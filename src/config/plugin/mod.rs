@@ -349,3 +349,25 @@ pub(in crate::config) mod tests {
         assert!(refused("enabled", json!("maybe")).contains("plugin configuration can't be decoded"));
     }
 }
+
+#[cfg(test)]
+mod fuzz {
+    use std::time::Instant;
+
+    use serde_json::Value;
+
+    use super::*;
+
+    #[test]
+    fn options() {
+        crate::fuzz::bytes("plugin-options", |json| {
+            let Ok(options) = serde_json::from_slice::<Value>(json) else { return };
+            let Ok(Some(config)) = PluginConfig::decode(&rmp_serde::to_vec_named(&options).unwrap()) else {
+                return;
+            };
+            for time in [config.stats_interval, config.networks.cni_timeout, config.pulls.activity_timeout] {
+                assert!(!time.is_zero() && Instant::now().checked_add(time).is_some(), "{time:?}");
+            }
+        });
+    }
+}

@@ -265,3 +265,41 @@ pub(crate) mod tests {
         }
     }
 }
+
+#[cfg(test)]
+mod fuzz {
+    use serde_json::Value;
+
+    use super::*;
+    use crate::config::PluginConfig;
+
+    fn check(msgpack: &[u8]) {
+        let Ok(options) = TaskOptions::decode(msgpack) else { return };
+        for mount in &options.mounts.list {
+            assert!(mount.target.starts_with('/') && !mount.target.contains('\0'), "{mount:?}");
+            assert!(!mount.target.split('/').any(|part| matches!(part, "." | "..")), "{mount:?}");
+        }
+        assert!(
+            std::time::Instant::now().checked_add(options.pull.timeout).is_some(),
+            "{:?}",
+            options.pull.timeout
+        );
+        let plugin = serde_json::json!({"containerd_runtime": "io.containerd.runc.v2"});
+        let plugin = PluginConfig::decode(&rmp_serde::to_vec_named(&plugin).unwrap());
+        let _ = options.permitted_by(&plugin.unwrap().unwrap());
+    }
+
+    #[test]
+    fn messages() {
+        crate::fuzz::bytes("task-options-msgpack", check);
+    }
+
+    /// As JSON, whose values the fuzzer finds sooner.
+    #[test]
+    fn options() {
+        crate::fuzz::bytes("task-options", |json| {
+            let Ok(options) = serde_json::from_slice::<Value>(json) else { return };
+            check(&rmp_serde::to_vec_named(&options).unwrap());
+        });
+    }
+}

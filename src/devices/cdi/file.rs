@@ -123,10 +123,18 @@ pub(super) fn is_one(path: &Path) -> bool {
 /// Says why the file is unusable.
 pub(super) fn read(path: &Path) -> Result<File, String> {
     let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
-    let file: File = if path.extension().is_some_and(|extension| extension == "json") {
-        serde_json::from_str(&text).map_err(|error| error.to_string())?
+    parse(&text, path.extension().is_some_and(|extension| extension == "json"))
+}
+
+/// Parses and checks the content of a CDI file, in JSON or else in YAML.
+///
+/// # Errors
+/// Says why the file is unusable.
+pub(super) fn parse(text: &str, is_json: bool) -> Result<File, String> {
+    let file: File = if is_json {
+        serde_json::from_str(text).map_err(|error| error.to_string())?
     } else {
-        serde_saphyr::from_str(&text).map_err(|error| error.to_string())?
+        serde_saphyr::from_str(text).map_err(|error| error.to_string())?
     };
     let shown = &file.cdi_version;
     let mut numbers = shown.trim_start_matches('v').split('.').map(str::parse::<u64>);

@@ -331,3 +331,35 @@ devices:
         assert!(future.contains("2.0.0"), "{future}");
     }
 }
+
+#[cfg(test)]
+mod fuzz {
+    use super::*;
+
+    #[test]
+    fn files() {
+        crate::fuzz::text("cdi", |text| {
+            for is_json in [true, false] {
+                let Ok(file) = file::parse(text, is_json) else { continue };
+                let mut found = DeviceEdits::default();
+                for edits in [&file.container_edits]
+                    .into_iter()
+                    .chain(file.devices.iter().map(|device| &device.container_edits))
+                {
+                    let Ok(edits) = edits.decode() else { continue };
+                    let _ = apply(&mut found, &edits);
+                }
+                assert!(
+                    found.env.iter().all(|entry| entry.find('=').is_some_and(|at| at > 0)),
+                    "{:?}",
+                    found.env
+                );
+                assert!(found.groups.iter().all(|group| *group > 0));
+                let paths: std::collections::BTreeSet<_> =
+                    found.nodes.iter().map(|node| &node.path).collect();
+                assert_eq!(paths.len(), found.nodes.len());
+                assert!(found.nodes.iter().all(|node| is_access(&node.permissions)), "{:?}", found.nodes);
+            }
+        });
+    }
+}

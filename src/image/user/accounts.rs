@@ -218,3 +218,38 @@ pub(super) mod tests {
         assert!(error.contains("group \"ghosts\"") && error.contains("/etc/group"), "{error}");
     }
 }
+
+#[cfg(test)]
+mod fuzz {
+    use super::*;
+
+    /// The first line of the groups is the user to look up, too.
+    #[test]
+    fn accounts() {
+        crate::fuzz::pairs("passwd-group", |passwd, group| {
+            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+            let accounts = Accounts { passwd: text(passwd), group: text(group) };
+            let named = accounts
+                .passwd()
+                .map(|entry| entry.name.to_owned())
+                .chain(accounts.group.lines().map(str::to_owned));
+            let users: Vec<String> = ["", "0", "app", "app:audio", "1000:7"]
+                .map(str::to_owned)
+                .into_iter()
+                .chain(named.take(8))
+                .collect();
+            for user in users {
+                for more in [&[][..], &["audio".to_owned(), "7".to_owned()]] {
+                    let Ok(Identity { uid, gid, groups, home }) = accounts.identity(&user, more) else {
+                        continue;
+                    };
+                    assert!(
+                        uid <= ID_LIMIT && groups.iter().all(|gid| *gid <= ID_LIMIT),
+                        "{user}: {uid} {groups:?}"
+                    );
+                    assert!(groups.contains(&gid) && groups.is_sorted() && !home.is_empty());
+                }
+            }
+        });
+    }
+}

@@ -170,3 +170,51 @@ mod tests {
         assert!(!is_within("/process", "/proc") && !is_within("/", "/proc"));
     }
 }
+
+#[cfg(test)]
+mod fuzz {
+    use std::convert::Infallible;
+
+    use super::*;
+
+    /// Reads a tree, a place on each line: `f` and its path, `d` and its path, or `l`, its path, a blank and its target.
+    fn kind(tree: &str, path: &str) -> Kind {
+        let found = tree.lines().find_map(|line| {
+            let (at, target) = line.get(1..)?.split_once(' ').unwrap_or((line.get(1..)?, ""));
+            (at == path).then(|| match line.as_bytes()[0] {
+                b'l' => Kind::Link(target.to_owned()),
+                b'f' => Kind::File,
+                b'd' => Kind::Directory,
+                _ => Kind::Other("something else"),
+            })
+        });
+        found.unwrap_or(if path.len() % 3 == 0 { Kind::Nothing } else { Kind::Directory })
+    }
+
+    #[test]
+    fn paths() {
+        crate::fuzz::text("image-paths", |input| {
+            let (path, tree) = input.split_once('\n').unwrap_or((input, ""));
+            let mut looks = 0;
+            let mut resolved = |path: &str| {
+                resolve(path, |path| {
+                    looks += 1;
+                    Ok::<_, Infallible>(kind(tree, path))
+                })
+                .unwrap()
+            };
+            let end = resolved(path);
+            let again = resolved(&end.path);
+            for place in end.passed.iter().chain([&end.path]) {
+                assert!(place.starts_with('/'), "{place:?}");
+                let is_part = |part: &str| !matches!(part, "" | "." | "..");
+                assert!(place == "/" || place[1..].split('/').all(is_part), "{place:?}");
+            }
+            assert!(looks <= 2 * (NAMES_LIMIT + 1) && end.passed.len() <= NAMES_LIMIT + LINKS_LIMIT + 2);
+            assert!(!matches!(end.kind, Kind::Link(_)));
+            if !matches!(end.kind, Kind::Other(_)) {
+                assert_eq!((again.path, again.kind), (end.path, end.kind));
+            }
+        });
+    }
+}

@@ -207,3 +207,37 @@ impl Reader<'_> {
         table.ok_or_else(|| self.fault(&value.span(), &format!("{what} must be a table")))
     }
 }
+
+#[cfg(test)]
+mod fuzz {
+    use super::*;
+    use crate::registry::hosts::of_file;
+
+    /// A password in the values of the corpus' headers.
+    const SECRET: &str = "hunter2hunter2";
+
+    #[test]
+    fn files() {
+        crate::fuzz::text("hosts-toml", |text| {
+            let (file, unknown) = match parse(text, Path::new("/etc/hosts.d")) {
+                Ok(parsed) => parsed,
+                Err(fault) => return assert!(!fault.contains(SECRET), "{fault}"),
+            };
+            assert!(unknown.iter().all(|line| line.starts_with("line ")), "{unknown:?}");
+            let hosts = of_file(file, "registry.example").unwrap();
+            for Host { base, settings } in &hosts {
+                assert!(matches!(base.scheme(), "http" | "https") && base.has_host(), "{base}");
+                assert!(
+                    base.username().is_empty() && base.password().is_none() && base.query().is_none(),
+                    "{base}"
+                );
+                assert!(
+                    base.fragment().is_none() && Url::parse(base.as_str()).as_ref() == Ok(base),
+                    "{base}"
+                );
+                assert!(settings.headers.values().all(HeaderValue::is_sensitive));
+                assert!(!format!("{settings:?}").contains(SECRET));
+            }
+        });
+    }
+}
