@@ -12,6 +12,8 @@ mod demo;
 mod e2e;
 mod faults;
 mod guest;
+mod hostile;
+mod page;
 mod suite;
 
 use std::path::PathBuf;
@@ -63,6 +65,8 @@ enum Command {
     E2e(e2e::Args),
     /// Inject a fault at each step of the plugin, and check what must hold afterwards.
     Faults(faults::Args),
+    /// Run hostile jobs, made at random from a grammar, and check what must hold beside them and afterwards.
+    Hostile(hostile::Args),
     /// Trace a plugin, for `faults`.
     #[command(hide = true)]
     Inject(faults::injector::Args),
@@ -98,6 +102,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::E2e(args) => args.choice.is_crun(),
         Command::World(choice) => choice.is_crun(),
         Command::Faults(args) => args.choice.is_crun(),
+        Command::Hostile(args) => args.choice.is_crun(),
         Command::Census(_)
         | Command::Guest(_)
         | Command::GuestSystemd(_)
@@ -118,6 +123,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Census(args) => census::run(&args),
         Command::E2e(args) => e2e::run(&args),
         Command::Faults(args) => faults::run(&args),
+        Command::Hostile(args) => hostile::run(&args),
         Command::Inject(args) => faults::injector::run(&args),
         #[cfg(feature = "bench")]
         Command::Measure(args) => measure::run(&args).map(|()| ExitCode::SUCCESS),

@@ -25,6 +25,8 @@ use scenario::Scenario;
 use test_bed::TestBed;
 use tokio::runtime::Runtime;
 
+use crate::page;
+
 #[derive(clap::Args)]
 pub struct Args {
     /// Path of the driver's binary.
@@ -116,8 +118,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let points = points.iter().map(|(scenario, points)| (*scenario, points.len())).collect();
     let table = record.table(&points);
     print!("{table}");
-    if let Some(page) = &args.page {
-        record::write_into(page, &table)?;
+    if let Some(path) = &args.page {
+        page::write_into(path, "hack/faults", &table)?;
     }
     Ok(if record.has_failures() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }

@@ -139,20 +139,3 @@ impl Counts {
         format!("| {scenario} | {points} | {tried} | {} | {} | {took} |\n", self.missed, self.failed)
     }
 }
-
-/// Line in front of the table in a page, and behind it.
-const BEGIN: &str = "<!-- hack/faults writes this table -->\n";
-const END: &str = "<!-- its end -->\n";
-
-/// Puts a table in the place of that in a page.
-///
-/// # Errors
-/// Fails if the page has no place for it.
-pub fn write_into(page: &Path, table: &str) -> Result<()> {
-    let context = || format!("the page {}", page.display());
-    let text = std::fs::read_to_string(page).with_context(context)?;
-    let (before, rest) =
-        text.split_once(BEGIN).context("it has no place for the table").with_context(context)?;
-    let (_, after) = rest.split_once(END).context("its table has no end").with_context(context)?;
-    std::fs::write(page, format!("{before}{BEGIN}\n{table}\n{END}{after}")).with_context(context)
-}

@@ -29,13 +29,20 @@ pub struct Reader {
     path: PathBuf,
     received: Arc<Mutex<Received>>,
     stop: Arc<AtomicBool>,
+    kept_bytes: usize,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Reader {
     /// Returns a reader that has not been started.
     pub fn absent(path: &Path) -> Self {
-        Self { path: path.to_owned(), received: Arc::default(), stop: Arc::default(), thread: None }
+        let (received, stop) = (Arc::default(), Arc::default());
+        Self { path: path.to_owned(), received, stop, kept_bytes: usize::MAX, thread: None }
+    }
+
+    /// Keeps no more than the first bytes of what is read from the next start on.
+    pub fn keep_only(&mut self, bytes: usize) {
+        self.kept_bytes = bytes;
     }
 
     /// Starts to read, with a pause after each 4 KiB.
@@ -50,7 +57,8 @@ impl Reader {
         lock(&self.received).ended = false;
         self.stop.store(false, Ordering::Relaxed);
         let thread = std::thread::Builder::new().name("logmon".to_owned());
-        self.thread = Some(thread.spawn(move || read(pipe, &received, &stop, pause))?);
+        let kept_bytes = self.kept_bytes;
+        self.thread = Some(thread.spawn(move || read(pipe, &received, &stop, pause, kept_bytes))?);
         Ok(())
     }
 
@@ -123,7 +131,7 @@ fn lock(received: &Mutex<Received>) -> MutexGuard<'_, Received> {
     received.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn read(mut pipe: File, received: &Mutex<Received>, stop: &AtomicBool, pause: Duration) {
+fn read(mut pipe: File, received: &Mutex<Received>, stop: &AtomicBool, pause: Duration, kept_bytes: usize) {
     let mut buffer = [0; 4096];
     while !stop.load(Ordering::Relaxed) {
         let mut polled = [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)];
@@ -136,7 +144,11 @@ fn read(mut pipe: File, received: &Mutex<Received>, stop: &AtomicBool, pause: Du
                 lock(received).ended = true;
                 return;
             }
-            Ok(read) => lock(received).bytes.extend_from_slice(&buffer[..read]),
+            Ok(read) => {
+                let bytes = &mut lock(received).bytes;
+                let room = kept_bytes.saturating_sub(bytes.len());
+                bytes.extend_from_slice(&buffer[..read.min(room)]);
+            }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
             Err(_) => return,
         }
