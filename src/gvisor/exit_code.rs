@@ -59,3 +59,29 @@ impl ExitCodeFile {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_code_is_read_once_the_sandbox_has_ended() {
+        let bundle = tempfile::tempdir().unwrap();
+        let own = ExitCodeFile::create(bundle.path()).unwrap();
+        let others = ExitCodeFile::open(bundle.path()).unwrap().unwrap();
+        assert_eq!(others.read().unwrap(), None);
+        for code in [137, 7, 0] {
+            own.write(code).unwrap();
+            assert_eq!(others.read().unwrap(), Some(code));
+        }
+    }
+
+    #[test]
+    fn an_unreadable_file_is_no_absent_one() {
+        let bundle = tempfile::tempdir().unwrap();
+        assert!(ExitCodeFile::open(bundle.path()).unwrap().is_none());
+        let file = bundle.path().join(FILE);
+        std::os::unix::fs::symlink(FILE, &file).unwrap();
+        assert!(ExitCodeFile::open(bundle.path()).is_err(), "a loop of links");
+    }
+}

@@ -246,16 +246,23 @@ mod tests {
 
     #[test]
     fn of_two_starts_at_the_same_time_the_later_one_ends_the_other() {
-        let start = |order, name: &str| {
+        let start = |order, alloc: &str, name: &str| {
             let identity =
-                Identity { task_id: String::new(), alloc_id: "a".to_owned(), name: name.to_owned() };
+                Identity { task_id: String::new(), alloc_id: alloc.to_owned(), name: name.to_owned() };
             let (cancelled, is_in_line) = (CancellationToken::new(), Arc::default());
             Slot::Starting(Starting { identity, cancelled, is_in_line, order })
         };
-        let slots = [("web-1", start(4, "web")), ("web-2", start(5, "web")), ("db-1", start(3, "db"))];
+        let slots = [
+            ("web-1", start(4, "a", "web")),
+            ("web-2", start(5, "a", "web")),
+            ("db-1", start(3, "a", "db")),
+            ("web-3", start(2, "b", "web")),
+            ("web-4", start(1, "", "web")),
+        ];
         let slots = slots.map(|(id, slot)| (id.to_owned(), slot)).into();
         assert_eq!(live_attempts(&slots, &attempt("a", "web"), "web-2", 5), ["web-1"]);
         assert_eq!(live_attempts(&slots, &attempt("a", "web"), "web-1", 4), [""; 0]);
+        assert_eq!(live_attempts(&slots, &attempt("", "web"), "web-5", 6), [""; 0], "it has no allocation");
     }
 
     #[test]

@@ -175,8 +175,7 @@ async fn reach(
     let (answer, error) = match opened {
         Ok(connection) => match tokio::time::timeout(SHIM_ANSWERS, connection.state()).await {
             Ok(Ok(_)) => return Ok(connection),
-            Ok(Err(error)) if error.is_not_found() => (ShimAnswer::HasNoTask, error.into()),
-            Ok(Err(error)) => (ShimAnswer::Nothing, error.into()),
+            Ok(Err(error)) => (ShimAnswer::by(&error), error.into()),
             Err(_) => {
                 let late = format!("its shim does not answer within {SHIM_ANSWERS:?}");
                 (ShimAnswer::Nothing, Error::failed(late))
@@ -209,6 +208,12 @@ pub(super) enum ShimAnswer {
     HasNoTask,
     /// The shim is gone, hangs, or can't be asked.
     Nothing,
+}
+
+impl ShimAnswer {
+    fn by(error: &shim::Error) -> Self {
+        if error.is_not_found() { Self::HasNoTask } else { Self::Nothing }
+    }
 }
 
 /// The verdict on the recovery of a task whose shim has not told its state.
@@ -273,7 +278,7 @@ impl DriverState {
 
 #[cfg(test)]
 mod tests {
-    use shim_protos::{ApiVersion, Bootstrap};
+    use shim_protos::{ApiVersion, Bootstrap, CallError};
 
     use super::*;
     use crate::cgroup::Cgroup;
@@ -291,6 +296,26 @@ mod tests {
         assert!(!has_gone(ProcessId { started_ticks: 0, ..own }, &seen(own)));
         assert!(!has_gone(ProcessId::UNKNOWN, &seen(ProcessId::UNKNOWN)));
         assert!(!has_gone(own, &Err(std::io::Error::from_raw_os_error(nix::libc::EMFILE))));
+    }
+
+    #[test]
+    fn only_a_process_that_could_not_be_held_may_be_gone() {
+        let mut driver_state = complete();
+        driver_state.init = ProcessId { pid: i32::MAX, started_ticks: 9 };
+        assert!(is_known_to_be_gone(&driver_state, &Ok(None)));
+        let unknown = Err(std::io::Error::from_raw_os_error(nix::libc::EMFILE));
+        assert!(!is_known_to_be_gone(&driver_state, &unknown));
+        driver_state.init = ProcessId::of(i32::try_from(std::process::id()).unwrap());
+        assert!(!is_known_to_be_gone(&driver_state, &Ok(None)), "a kernel without pidfds");
+    }
+
+    #[test]
+    fn only_a_shim_that_says_so_has_no_task() {
+        let by = |source| ShimAnswer::by(&shim::Error::Call { doing: "look".to_owned(), source });
+        assert_eq!(by(CallError::NotFound("no such task".to_owned())), ShimAnswer::HasNoTask);
+        for nothing in [CallError::Disconnected("broken".to_owned()), CallError::Refused("busy".to_owned())] {
+            assert_eq!(by(nothing), ShimAnswer::Nothing);
+        }
     }
 
     #[test]

@@ -52,8 +52,8 @@ impl Task {
     /// # Errors
     /// When not even SIGKILL ends the task.
     async fn stop(&self, requested: &str, timeout: Duration) -> Result<()> {
-        let signal =
-            self.stop_signal(requested).map(|signal| deliverable(signal, self.driver_state.family()));
+        let signal = stop_signal(self.id(), requested, self.driver_state.stop_signal.as_deref())
+            .map(|signal| deliverable(signal, self.driver_state.family()));
         if self.has_exited() {
             return Ok(());
         }
@@ -116,25 +116,6 @@ impl Task {
         self.connection.kill(signal, false).await.map_err(Error::failed)
     }
 
-    /// Returns the signal that a task is asked to exit by: the job's, else the image's, else SIGTERM. SIGTERM also
-    /// stands in for a signal that does not exist, so that the task can be stopped all the same. `None` for Nomad's
-    /// SIGNULL.
-    fn stop_signal(&self, requested: &str) -> Option<i32> {
-        if signal::is_none(requested) {
-            return None;
-        }
-        let of_image = self.driver_state.stop_signal.as_deref().unwrap_or_default();
-        let wanted = if requested.is_empty() { of_image } else { requested };
-        if wanted.is_empty() {
-            return Some(Signal::SIGTERM as i32);
-        }
-        let parsed = signal::parse(wanted).unwrap_or_else(|error| {
-            tracing::warn!(task = self.id(), error = %error.chain(), "the task is stopped by SIGTERM instead");
-            Signal::SIGTERM as i32
-        });
-        Some(parsed)
-    }
-
     pub(super) fn has_exited(&self) -> bool {
         matches!(*self.phase.borrow(), Phase::Exited(_))
     }
@@ -142,6 +123,23 @@ impl Task {
     async fn ends_within(&self, limit: Duration) -> bool {
         tokio::time::timeout(limit, self.wait()).await.is_ok()
     }
+}
+
+/// Returns the signal that a task is asked to exit by: the requested one, else the image's, else SIGTERM. SIGTERM also
+/// stands in for a signal that does not exist, so that the task can be stopped all the same. `None` for Nomad's SIGNULL.
+fn stop_signal(task: &str, requested: &str, of_image: Option<&str>) -> Option<i32> {
+    if signal::is_none(requested) {
+        return None;
+    }
+    let wanted = if requested.is_empty() { of_image.unwrap_or_default() } else { requested };
+    if wanted.is_empty() {
+        return Some(Signal::SIGTERM as i32);
+    }
+    let parsed = signal::parse(wanted).unwrap_or_else(|error| {
+        tracing::warn!(task, error = %error.chain(), "the task is stopped by SIGTERM instead");
+        Signal::SIGTERM as i32
+    });
+    Some(parsed)
 }
 
 /// Returns the signal to deliver: SIGTERM in the place of a real-time signal under gVisor, whose runtime knows none.
@@ -152,6 +150,21 @@ fn deliverable(signal: i32, family: Family) -> i32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_jobs_stop_signal_counts_before_the_images() {
+        for (requested, of_image, signal) in [
+            ("SIGINT", Some("SIGQUIT"), Some(2)),
+            ("", Some("SIGQUIT"), Some(3)),
+            ("", Some(""), Some(15)),
+            ("", None, Some(15)),
+            ("SIGNULL", Some("SIGQUIT"), None),
+            ("SIGNONE", Some("SIGQUIT"), Some(15)),
+            ("", Some("SIGNONE"), Some(15)),
+        ] {
+            assert_eq!(stop_signal("web", requested, of_image), signal, "{requested:?} {of_image:?}");
+        }
+    }
 
     #[test]
     fn sandboxes_get_sigterm_instead_of_real_time_signals() {

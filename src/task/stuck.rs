@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Task, Tasks};
+use super::Tasks;
 use crate::sys::procfs::is_exiting;
 
 /// Interval between looks at all tasks.
@@ -20,7 +20,10 @@ impl Tasks {
             tokio::time::sleep(PERIOD).await;
             let mut running = self.active();
             running.retain(|task| !task.has_exited());
-            let look = move || running.into_iter().filter(is_stuck).collect::<Vec<_>>();
+            let look = move || {
+                running.retain(|task| is_exiting(task.driver_state.init));
+                running
+            };
             for task in tokio::task::spawn_blocking(look).await.unwrap_or_default() {
                 tracing::warn!(
                     task = task.id(),
@@ -34,8 +37,4 @@ impl Tasks {
             }
         }
     }
-}
-
-fn is_stuck(task: &Arc<Task>) -> bool {
-    is_exiting(task.driver_state.init)
 }

@@ -416,6 +416,12 @@ async fn drain_logs(logs: &LogPaths, log_collector: Option<LogCollector>) -> boo
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+    use std::io::{Read, Write};
+    use std::os::unix::fs::OpenOptionsExt;
+
+    use nix::fcntl::OFlag;
+
     use super::*;
     use crate::sys::procfs::ProcessId;
 
@@ -445,14 +451,9 @@ mod tests {
     }
 
     #[tokio::test]
-    #[expect(clippy::disallowed_methods, reason = "a child to look at, whose stdio is closed")]
     async fn an_execs_lost_exit_is_read_from_the_kernel() {
-        use std::process::{Command, Stdio};
-        let mut command = Command::new("sh");
-        command.args(["-c", "exit 7"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let mut child = command.spawn().unwrap();
-        let process = ProcessId::of(i32::try_from(child.id()).unwrap());
-        let process = Init::open(process).unwrap();
+        let mut child = shell("exit 7");
+        let process = held(&child);
         let nowhere =
             shim_protos::Bootstrap { version: shim_protos::ApiVersion::V2, socket: "/nowhere.sock".into() };
         let never: PendingWait = Box::pin(std::future::pending());
@@ -557,5 +558,50 @@ mod tests {
         assert_eq!((killed.code, killed.signal, killed.error), (137, 9, None));
         let unknown = by_kernel(None, at);
         assert!(unknown.code != 0 && unknown.error.is_some());
+    }
+
+    /// Starts a shell that is closed off from the test's own files.
+    #[expect(clippy::disallowed_methods, reason = "a child to look at, whose stdio is closed")]
+    fn shell(script: &str) -> std::process::Child {
+        use std::process::{Command, Stdio};
+        let mut command = Command::new("sh");
+        command.args(["-c", script]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.spawn().unwrap()
+    }
+
+    fn held(child: &std::process::Child) -> Init {
+        Init::open(ProcessId::of(i32::try_from(child.id()).unwrap())).unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_sandboxes_own_code_is_awaited_only_where_its_shim_has_lost_it() {
+        let mut child = shell("sleep 0.3; exit 7");
+        let init = held(&child);
+        let ended = |status| ProcessExit { status, at: SystemTime::UNIX_EPOCH };
+        let exit = by_sandbox(ended(3), Some(&init)).await;
+        assert_eq!((exit.code, init.exit_status()), (3, None), "the sandbox has not ended");
+        let exit = by_sandbox(ended(LOST_BY_GVISOR), Some(&init)).await;
+        assert_eq!((exit.code, exit.error), (7, None));
+        child.wait().unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_end_is_reported_once_the_output_was_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let stdout = directory.path().join("stdout");
+        nix::unistd::mkfifo(&stdout, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let logs = LogPaths { stdout: stdout.clone(), stderr: stdout.clone() };
+        let mut pipe = File::options().read(true).write(true).open(&stdout).unwrap();
+        pipe.write_all(b"last words").unwrap();
+        let mut reader =
+            File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(&stdout).unwrap();
+        drop(pipe);
+        let drained = drain_logs(&logs, None);
+        let read = async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            reader.read_to_end(&mut Vec::new()).unwrap()
+        };
+        let (is_drained, length) = tokio::join!(drained, read);
+        assert_eq!((is_drained, length), (true, b"last words".len()));
     }
 }
