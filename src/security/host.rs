@@ -23,8 +23,9 @@ use crate::sys::host_path::{self, HostPathError};
 
 pub(super) const STATUS: &str = "/proc/self/status";
 const KERNEL: &str = "/proc/sys/kernel/osrelease";
-const APPARMOR_ENABLED: &str = "/sys/module/apparmor/parameters/enabled";
-const APPARMOR_LOADED: &str = "/sys/kernel/security/apparmor/profiles";
+const SYS: &str = "/sys";
+const APPARMOR_ENABLED: &str = "module/apparmor/parameters/enabled";
+const APPARMOR_LOADED: &str = "kernel/security/apparmor/profiles";
 const DEVICES: &str = "/dev";
 /// Maximum size of a seccomp profile. Docker's own has some fifteen thousand bytes.
 const PROFILE_LIMIT_BYTES: u64 = 1024 * 1024;
@@ -70,7 +71,7 @@ impl Host {
         Ok(Self {
             capabilities: capabilities::in_mask(mask),
             kernel,
-            apparmor: security.apparmor_profile.as_ref().and_then(|_| apparmor()),
+            apparmor: security.apparmor_profile.as_ref().and_then(|_| apparmor(Path::new(SYS))),
             seccomp_profile: security
                 .seccomp_profile
                 .as_ref()
@@ -118,9 +119,10 @@ pub(super) fn version(release: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
 
-fn apparmor() -> Option<Option<Vec<String>>> {
-    let enabled = fs::read_to_string(APPARMOR_ENABLED).is_ok_and(|word| word.starts_with('Y'));
-    enabled.then(|| fs::read_to_string(APPARMOR_LOADED).ok().map(|list| loaded(&list)))
+/// Returns the loaded profiles, as in [`Host::apparmor`], from the kernel's files below a directory.
+fn apparmor(sys: &Path) -> Option<Option<Vec<String>>> {
+    let enabled = fs::read_to_string(sys.join(APPARMOR_ENABLED)).is_ok_and(|word| word.starts_with('Y'));
+    enabled.then(|| fs::read_to_string(sys.join(APPARMOR_LOADED)).ok().map(|list| loaded(&list)))
 }
 
 /// Parses the kernel's list of profiles. A line has a profile's name and, in brackets, its mode.
@@ -218,7 +220,37 @@ mod tests {
             loaded("docker-default (enforce)\n/usr/bin/x y (complain)\n"),
             ["docker-default", "/usr/bin/x y"]
         );
-        assert!(Host::look(&Security::default(), &SecurityPolicy::default()).unwrap().devices.is_empty());
+    }
+
+    #[test]
+    fn only_the_facts_that_the_options_need_are_read() {
+        let host = Host::look(&Security::default(), &SecurityPolicy::default()).unwrap();
+        assert!(host.kernel > (3, 0) && host.capabilities.contains(&Capability::Chown), "{host:?}");
+        assert!(host.devices.is_empty() && host.apparmor.is_none() && host.seccomp_profile.is_none());
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("profile");
+        fs::write(&path, "{}").unwrap();
+        let security =
+            Security { privileged: true, seccomp_profile: Some(named(path)), ..Security::default() };
+        let host = Host::look(&security, &SecurityPolicy::default()).unwrap();
+        assert!(!host.devices.is_empty() && host.seccomp_profile.as_deref() == Some("{}"), "{host:?}");
+    }
+
+    #[test]
+    fn apparmor_profiles_are_listed_where_the_kernel_has_it_enabled() {
+        let sys = tempfile::tempdir().unwrap();
+        let write = |file: &str, text: &str| {
+            let path = sys.path().join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        assert_eq!(apparmor(sys.path()), None);
+        write(APPARMOR_ENABLED, "N\n");
+        assert_eq!(apparmor(sys.path()), None);
+        write(APPARMOR_ENABLED, "Y\n");
+        assert_eq!(apparmor(sys.path()), Some(None), "securityfs is not mounted");
+        write(APPARMOR_LOADED, "docker-default (enforce)\n");
+        assert_eq!(apparmor(sys.path()), Some(Some(vec!["docker-default".to_owned()])));
     }
 
     #[test]
@@ -242,6 +274,8 @@ mod tests {
                 "{error}"
             );
         }
+        fs::write(at("largest"), vec![b' '; 1024 * 1024]).unwrap();
+        assert_eq!(profile(&named(at("largest")), &SecurityPolicy::default()).unwrap().len(), 1024 * 1024);
         fs::write(at("good"), "{}").unwrap();
         assert_eq!(profile(&named(at("good")), &SecurityPolicy::default()).unwrap(), "{}");
         let only =
@@ -283,7 +317,11 @@ mod tests {
         find_devices(Path::new(DEVICES), &mut found).unwrap();
         let null = found.iter().find(|device| device.path() == Path::new("/dev/null")).unwrap();
         assert_eq!((null.typ(), null.major(), null.minor()), (LinuxDeviceType::C, 1, 3));
+        let mode = fs::metadata("/dev/null").unwrap().mode() & 0o7777;
+        assert_eq!(null.file_mode(), Some(mode));
         assert!(!found.iter().any(|device| device.path().starts_with("/dev/pts")));
+        let error = find_devices(Path::new("/dev/null"), &mut Vec::new()).unwrap_err().to_string();
+        assert!(error.contains("/dev/null"), "{error}");
         let count = found.len();
         find_devices(Path::new("/dev/gone-meanwhile"), &mut found).unwrap();
         assert_eq!(found.len(), count);

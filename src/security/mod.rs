@@ -171,4 +171,19 @@ mod tests {
             assert!(error.contains("apparmor_profile") && error.contains(word), "{error}");
         }
     }
+
+    #[tokio::test]
+    async fn settings_are_settled_by_the_facts_of_this_host() {
+        let security_policy = SecurityPolicy {
+            seccomp: true,
+            allow_caps: crate::config::capability_tests::list(&["chown"]),
+            ..SecurityPolicy::default()
+        };
+        let settled = settle(&Security::default(), &security_policy).await.unwrap();
+        assert!(settled.seccomp.is_some() && settled.capabilities == [Capability::Chown].into());
+        let profile = SeccompProfile { option: "seccomp_profile", path: "/no/such/profile".into() };
+        let security = Security { seccomp_profile: Some(profile), ..Security::default() };
+        let error = settle(&security, &security_policy).await.unwrap_err();
+        assert!(matches!(error, ConfinementError::Profile { .. }), "{error}");
+    }
 }

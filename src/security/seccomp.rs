@@ -411,6 +411,25 @@ mod tests {
             is_read_or_refused(&String::from_utf8_lossy(&bytes));
         }
     }
+
+    #[test]
+    fn every_architecture_has_its_name_in_profiles_and_in_seccomp() {
+        for (processor, in_profiles, in_seccomp) in [
+            ("x86_64", "amd64", "SCMP_ARCH_X86_64"),
+            ("x86", "386", "SCMP_ARCH_X86"),
+            ("aarch64", "arm64", "SCMP_ARCH_AARCH64"),
+            ("arm", "arm", "SCMP_ARCH_ARM"),
+            ("riscv64", "riscv64", "SCMP_ARCH_RISCV64"),
+            ("s390x", "s390x", "SCMP_ARCH_S390X"),
+            ("powerpc64", "ppc64le", "SCMP_ARCH_PPC64LE"),
+            ("loongarch64", "loong64", "SCMP_ARCH_LOONGARCH64"),
+            ("mips64", "mips64", "SCMP_ARCH_MIPS64"),
+        ] {
+            let (name, arch) = arch(processor);
+            assert_eq!((name, json!(arch)), (in_profiles, json!(in_seccomp)), "{processor}");
+        }
+        assert_eq!(arch("another"), ("", None));
+    }
 }
 
 #[cfg(test)]
