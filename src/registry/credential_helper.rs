@@ -57,9 +57,7 @@ pub(super) async fn ask(name: &str, server: &str, env: &[String]) -> Result<Opti
         group.ended();
     }
     match answer {
-        Ok(Ok((true, out, _))) => read(&out).map_err(failed),
-        Ok(Ok((false, out, _))) if out.trim() == HAS_NONE => Ok(None),
-        Ok(Ok((false, out, err))) => Err(failed(format!("failed: {}", error_message(&out, &err)))),
+        Ok(Ok((is_success, out, err))) => interpret(is_success, &out, &err).map_err(failed),
         Ok(Err(error)) => Err(failed(format!("was interrupted: {error}"))),
         Err(_) => Err(failed(format!("did not answer within {} s", ANSWERS.as_secs()))),
     }
@@ -99,6 +97,17 @@ async fn read_bounded(pipe: Option<impl tokio::io::AsyncRead + Unpin>) -> std::i
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
+/// Interprets what a helper has printed. One that fails may just have no credentials for the registry.
+fn interpret(is_success: bool, out: &str, err: &str) -> Result<Option<Credentials>, String> {
+    if is_success {
+        read(out)
+    } else if out.trim() == HAS_NONE {
+        Ok(None)
+    } else {
+        Err(format!("failed: {}", error_message(out, err)))
+    }
+}
+
 fn read(answer: &str) -> Result<Option<Credentials>, String> {
     // The parser's own message may quote the secret.
     let Answer { username, secret } = serde_json::from_str(answer)
@@ -135,6 +144,16 @@ mod tests {
         }
         assert_eq!(error_message("not\nlogged in\n", ""), "not logged in");
         assert_eq!(error_message(whole, "oops"), "oops");
+    }
+
+    #[test]
+    fn a_helper_without_credentials_is_no_failed_one() {
+        let whole = r#"{"ServerURL": "a", "Username": "me", "Secret": "hunter2"}"#;
+        assert!(interpret(true, whole, "").unwrap().is_some());
+        assert_eq!(interpret(false, "credentials not found in native keychain\n", "x"), Ok(None));
+        assert_eq!(interpret(false, "locked", "see the log"), Err("failed: locked see the log".to_owned()));
+        assert_eq!(interpret(false, whole, ""), Err("failed: it printed nothing".to_owned()));
+        assert!(interpret(true, HAS_NONE, "").is_err());
     }
 
     #[tokio::test]

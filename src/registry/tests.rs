@@ -356,4 +356,15 @@ async fn retry_after_is_honoured_up_to_its_limit() {
     assert_eq!(serving.await.unwrap().len(), 1);
 }
 
+#[tokio::test]
+async fn a_registry_that_never_has_time_is_not_waited_for_without_end() {
+    let busy = || answer("429 Too Many Requests", "Retry-After: 0\r\n", "");
+    let content = "0123456789";
+    let mut answers: Vec<_> = (0..=MAX_WAITS).map(|_| busy()).collect();
+    answers.push(answer("200 OK", "", content));
+    let (reference, _serving) = answering(answers).await;
+    let error = at(&bare(), &reference, None).blob(&blob(content), 0).await.err().unwrap();
+    assert!(error.to_string().contains("429"), "{error}");
+}
+
 mod mirrors;

@@ -185,4 +185,52 @@ mod tests {
         assert!(check("itself.test", own.clone()).is_ok());
         assert!(check("other.test", own).is_err() && check("itself.test", Vec::new()).is_err());
     }
+
+    /// A self-signed client certificate, and its key.
+    const CLIENT: &[u8] = include_bytes!("tls/client.pem");
+
+    #[test]
+    fn an_unusable_file_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        std::fs::write(at("ca.pem"), SELF_SIGNED).unwrap();
+        std::fs::write(at("client.pem"), CLIENT).unwrap();
+        std::fs::write(at("text"), "no certificate").unwrap();
+        let files = |ca: &str, client: &str, key: Option<&str>| TlsFiles {
+            ca: vec![at(ca)],
+            client: vec![(at(client), key.map(at))],
+            skip_verify: None,
+        };
+        for (name, why, files) in [
+            ("absent", "can't be read", files("absent", "client.pem", None)),
+            ("text", "no certificate", files("text", "client.pem", None)),
+            ("absent", "can't be read", files("ca.pem", "absent", None)),
+            ("text", "no certificate", files("ca.pem", "text", Some("client.pem"))),
+            ("text", "no private key", files("ca.pem", "client.pem", Some("text"))),
+            ("ca.pem", "no private key", files("ca.pem", "ca.pem", None)),
+        ] {
+            let error = config(&files).unwrap_err();
+            assert!(error.contains(at(name).to_str().unwrap()) && error.contains(why), "{error}");
+        }
+        assert!(config(&files("ca.pem", "client.pem", None)).unwrap().client_auth_cert_resolver.has_certs());
+        assert!(!config(&TlsFiles::default()).unwrap().client_auth_cert_resolver.has_certs());
+    }
+
+    #[test]
+    fn a_host_is_shown_a_certificate_whose_issuer_it_knows() {
+        let provider = rustls::crypto::ring::default_provider();
+        let certificates: Vec<_> = CertificateDer::pem_slice_iter(CLIENT).collect::<Result<_, _>>().unwrap();
+        let key = PrivateKeyDer::from_pem_slice(CLIENT).unwrap();
+        let key = CertifiedKey::from_der(certificates, key, &provider).unwrap();
+        let client = ClientCertificates { keys: vec![Arc::new(key)] };
+        let own = issuer(&client.keys[0].cert[0]).unwrap();
+        let other = CertificateDer::pem_slice_iter(SELF_SIGNED).next().unwrap().unwrap();
+        let other = issuer(&other).unwrap();
+        let is_shown = |issuers: &[&[u8]], scheme| client.resolve(issuers, &[scheme]).is_some();
+        let scheme = SignatureScheme::ECDSA_NISTP256_SHA256;
+        assert!(is_shown(&[], scheme) && is_shown(&[own.as_ref()], scheme));
+        assert!(is_shown(&[other.as_ref(), own.as_ref()], scheme));
+        assert!(!is_shown(&[other.as_ref()], scheme));
+        assert!(!is_shown(&[own.as_ref()], SignatureScheme::ED25519), "a key of another kind");
+    }
 }

@@ -21,22 +21,22 @@ impl Mirrored {
     ) -> (Self, ServedRequests, ServedRequests) {
         let (mirror, asked_first) = answering(first).await;
         let (server, asked_second) = answering(second).await;
-        let text = format!(
-            "server = \"http://{}\"\n[host.\"http://{}\"]\n{settings}\n",
-            server.host(),
-            mirror.host()
-        );
+        (Self::at(settings, mirror.host(), server.host(), IDLE), asked_first, asked_second)
+    }
+
+    /// Names a mirror with these settings and a host in the registry's own place.
+    fn at(settings: &str, mirror: &str, server: &str, idle: Duration) -> Self {
+        let text = format!("server = \"http://{server}\"\n[host.\"http://{mirror}\"]\n{settings}\n");
         let directory = tempfile::tempdir().unwrap();
         std::fs::create_dir(directory.path().join("registry.example")).unwrap();
         std::fs::write(directory.path().join("registry.example/hosts.toml"), text).unwrap();
         let hosts = Some(directory.path().to_owned());
-        let this = Self {
-            client: RegistryClient::new(hosts, IDLE),
+        Self {
+            client: RegistryClient::new(hosts, idle),
             reference: "registry.example/a/b:c".parse().unwrap(),
-            mirror: mirror.host().to_owned(),
+            mirror: mirror.to_owned(),
             directory,
-        };
-        (this, asked_first, asked_second)
+        }
     }
 
     fn registry(&self) -> Registry<'_> {
@@ -156,4 +156,43 @@ async fn a_tag_needs_a_host_with_the_resolve_capability() {
     std::fs::write(&path, format!("capabilities = [\"push\"]\n{text}")).unwrap();
     let text = mirrored.registry().manifest("c").await.err().unwrap().to_string();
     assert!(text.contains("registry.example") && text.contains("capabilities"), "{text}");
+}
+
+#[tokio::test]
+async fn a_host_that_fails_by_itself_is_asked_after_the_others_from_then_on() {
+    for status in ["503 Service Unavailable", "403 Forbidden"] {
+        let good = || answer("200 OK", "", "{}");
+        let (mirrored, _first, _second) =
+            Mirrored::new("", vec![answer(status, "", ""), good()], vec![good(), good()]).await;
+        let registry = mirrored.registry();
+        registry.manifest("c").await.unwrap();
+        assert_ne!(registry.manifest("d").await.unwrap().origin, mirrored.mirror, "{status}");
+    }
+    // One that only lacks the content is asked first again.
+    let good = answer("200 OK", "", "{}");
+    let (mirrored, _first, _second) = Mirrored::new("", vec![gone(), good.clone()], vec![good]).await;
+    let registry = mirrored.registry();
+    registry.manifest("c").await.unwrap();
+    assert_eq!(registry.manifest("d").await.unwrap().origin, mirrored.mirror);
+}
+
+/// Answers one request after a while.
+async fn answering_late(after: Duration) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let _ = stream.read(&mut [0; 4096]).await;
+        tokio::time::sleep(after).await;
+        let _ = stream.write_all(answer("200 OK", "", "{}").as_bytes()).await;
+    });
+    address.to_string()
+}
+
+#[tokio::test]
+async fn only_the_last_host_may_take_its_time_to_answer() {
+    let after = Duration::from_millis(600);
+    let (mirror, server) = (answering_late(after).await, answering_late(after).await);
+    let mirrored = Mirrored::at("", &mirror, &server, after / 3);
+    assert_eq!(mirrored.registry().manifest("c").await.unwrap().origin, server);
 }
