@@ -226,6 +226,14 @@ mod tests {
     }
 
     #[test]
+    fn a_network_file_has_at_most_a_mebibyte() {
+        let padded = |length: usize| format!("{LIST}{}", " ".repeat(length - LIST.len()));
+        assert_eq!(kinds(&found(&[("a.conflist", &padded(1 << 20))], "web").unwrap()), ["bridge", "portmap"]);
+        let error = found(&[("a.conflist", &padded((1 << 20) + 1))], "web").unwrap_err();
+        assert!(error.contains("larger than 1048576 bytes"), "{error}");
+    }
+
+    #[test]
     fn an_unknown_network_lists_the_known_ones_and_broken_files() {
         let files = [("a.conflist", LIST), ("b.conf", "{\n\"name\": ]"), ("c.txt", "x")];
         let error = found(&files, "db").unwrap_err();

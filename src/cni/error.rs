@@ -152,3 +152,54 @@ impl Error {
 pub(super) fn join_versions(versions: &[Version]) -> String {
     versions.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failed(error: RunError) -> Error {
+        let failure = PluginFailure {
+            program: "/bin/x".into(),
+            command: "ADD",
+            network: "net".to_owned(),
+            error,
+            hint: String::new(),
+        };
+        Error::Plugin(Box::new(failure))
+    }
+
+    #[test]
+    fn a_plugin_that_can_t_be_run_for_now_may_be_later() {
+        let of = |errno| failed(RunError::from_io("it can't be run", &io::Error::from_raw_os_error(errno)));
+        assert!(of(nix::libc::ENOMEM).is_transient() && !of(nix::libc::EACCES).is_transient());
+        let late = failed(RunError { timed_out: true, ..RunError::new("late") });
+        assert!(late.is_transient() && !failed(RunError::new("bad")).is_transient());
+    }
+
+    #[test]
+    fn of_several_errors_one_that_may_pass_counts() {
+        let (later, bad) =
+            (|| RunError { code: Some(11), ..RunError::new("later") }, || RunError::new("bad"));
+        Error::all(Vec::new()).unwrap();
+        assert!(matches!(Error::all(vec![failed(bad())]), Err(Error::Plugin(_))));
+        let both = Error::all(vec![failed(bad()), failed(later())]).unwrap_err();
+        assert!(
+            both.is_transient()
+                && both.to_string().ends_with("bad; /bin/x failed to ADD for network net: later"),
+            "{both}"
+        );
+        assert!(!Error::all(vec![failed(bad()), failed(bad())]).unwrap_err().is_transient());
+    }
+
+    #[test]
+    fn an_absent_rule_is_told_by_the_words_of_iptables() {
+        for (reason, is_absent) in [
+            ("running [/usr/sbin/iptables -t nat -D X]: No chain/target/match by that name", true),
+            ("iptables v1.8.9: Chain 'X' does not exist", true),
+            ("iptables: Permission denied", false),
+            ("/run/netns/x does not exist", false),
+        ] {
+            assert_eq!(failed(RunError::new(reason)).is_absent_rule(), is_absent, "{reason}");
+        }
+    }
+}

@@ -9,8 +9,11 @@ const BRIDGE_NETFILTER: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
 
 /// Returns advice for a host whose kernel lacks what the network's plugins need.
 pub(super) fn hint(network: &Network) -> Option<String> {
-    let needs_it = network.programs().contains(&"bridge");
-    needs_it.then(|| missing(Path::new(BRIDGE_NETFILTER))).flatten()
+    hint_for(&network.programs(), Path::new(BRIDGE_NETFILTER))
+}
+
+fn hint_for(programs: &[&str], netfilter: &Path) -> Option<String> {
+    programs.contains(&"bridge").then(|| missing(netfilter)).flatten()
 }
 
 fn missing(netfilter: &Path) -> Option<String> {
@@ -30,9 +33,10 @@ mod tests {
     #[test]
     fn a_missing_bridge_netfilter_hints_at_its_kernel_module() {
         let directory = tempfile::tempdir().unwrap();
-        assert_eq!(missing(directory.path()), None);
+        assert_eq!(hint_for(&["bridge"], directory.path()), None);
         let absent = directory.path().join("bridge-nf-call-iptables");
-        let hint = missing(&absent).unwrap();
+        assert_eq!(hint_for(&["macvlan"], &absent), None);
+        let hint = hint_for(&["bridge", "host-local"], &absent).unwrap();
         assert!(hint.contains("bridge-nf-call-iptables") && hint.contains("modprobe br_netfilter"), "{hint}");
     }
 }

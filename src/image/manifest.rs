@@ -438,6 +438,14 @@ mod tests {
         let chart = check_config(&descriptor("application/vnd.cncf.helm.config.v1+json", 2)).unwrap_err();
         assert!(chart.to_string().contains("helm"), "{chart}");
     }
+
+    #[test]
+    fn documents_have_at_most_the_size_that_registries_allow() {
+        assert_eq!((MANIFEST_LIMIT_BYTES, CONFIG_LIMIT_BYTES), (4 << 20, 8 << 20));
+        check_size("it", MANIFEST_LIMIT_BYTES, MANIFEST_LIMIT_BYTES).unwrap();
+        let error = check_size("it", MANIFEST_LIMIT_BYTES + 1, MANIFEST_LIMIT_BYTES).unwrap_err();
+        assert!(error.to_string().contains("it has 4194305 bytes, more than 4194304"), "{error}");
+    }
 }
 
 #[cfg(test)]

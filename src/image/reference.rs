@@ -293,6 +293,8 @@ mod tests {
             ("host.io:+80/a", "port"),
             ("ho_st.io/a", "not a host name"),
             ("-host.io/a", "not a host name"),
+            ("host-.io/a", "not a host name"),
+            ("host..io/a", "not a host name"),
             ("[::1/a", "not closed"),
             ("[12]:80/a", "not IPv6"),
             ("ümlaut", "part of a repository"),
@@ -304,6 +306,25 @@ mod tests {
             let error = input.parse::<Reference>().unwrap_err();
             assert!(error.to_string().contains(why), "{error}");
             assert!(error.to_string().starts_with(&format!("{input:?}")), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_name_has_255_bytes_at_most_and_a_tag_128() {
+        let name = |length: usize| format!("ghcr.io/{}", "a".repeat(length - "ghcr.io/".len()));
+        assert!(name(255).parse::<Reference>().is_ok() && name(256).parse::<Reference>().is_err());
+        let tagged = |length: usize| format!("a:{}", "t".repeat(length)).parse::<Reference>();
+        assert!(tagged(128).is_ok() && tagged(129).is_err());
+    }
+
+    #[test]
+    fn names_are_compared_without_their_digests() {
+        let parsed = |name: &str| name.parse::<Reference>().unwrap();
+        let bare = parsed("redis:7");
+        assert_eq!((bare.host(), bare.repository(), bare.tag()), ("docker.io", "library/redis", Some("7")));
+        assert!(bare.is_named_as(&parsed(&format!("redis:7@{DIGEST}"))));
+        for other in ["redis:8", "redis", "me/redis:7", "ghcr.io/library/redis:7"] {
+            assert!(!bare.is_named_as(&parsed(other)), "{other}");
         }
     }
 

@@ -194,24 +194,42 @@ mod tests {
             env: vec!["H=1".to_owned()],
             timeout_s: Some(5),
         };
+        let mount = |at: &str, kind: &str, options: &[&str]| CdiMount {
+            source: "/lib/x".to_owned(),
+            destination: at.to_owned(),
+            kind: kind.to_owned(),
+            options: options.iter().map(|option| (*option).to_owned()).collect(),
+        };
         let spec = added(&DeviceEdits {
             env: vec!["A=device".to_owned(), "B=1".to_owned()],
-            mounts: vec![CdiMount {
-                source: "/lib/x".to_owned(),
-                destination: "/opt/x".to_owned(),
-                kind: "bind".to_owned(),
-                options: vec!["ro".to_owned()],
-            }],
-            hooks: vec![hook(HookPoint::CreateRuntime), hook(HookPoint::Poststop)],
+            mounts: vec![
+                mount("/opt/x", "bind", &["ro"]),
+                mount("/opt/y", "bind", &["bind", "ro"]),
+                mount("/opt/z", "bind", &["rbind"]),
+                mount("/scratch/x", "tmpfs", &[]),
+            ],
+            hooks: vec![
+                hook(HookPoint::CreateRuntime),
+                CdiHook { timeout_s: Some(0), ..hook(HookPoint::Poststop) },
+                CdiHook { timeout_s: None, ..hook(HookPoint::StartContainer) },
+            ],
             groups: vec![7, 44],
             ..DeviceEdits::default()
         });
         assert_eq!(spec["process"]["env"], json!(["A=device", "B=1"]));
         assert_eq!(spec["process"]["user"]["additionalGids"], json!([7, 44]));
-        let mount =
-            json!({"destination": "/opt/x", "source": "/lib/x", "type": "bind", "options": ["ro", "rbind"]});
-        assert_eq!(spec["mounts"], json!([mount]));
-        let hook = json!([{"path": "/bin/hook", "args": ["hook"], "env": ["H=1"], "timeout": 5}]);
-        assert_eq!(spec["hooks"], json!({"createRuntime": hook, "poststop": hook}));
+        let mount = |at: &str, kind: &str, options: &[&str]| json!({"destination": at, "source": "/lib/x", "type": kind, "options": options});
+        let mounts = json!([
+            mount("/opt/x", "bind", &["ro", "rbind"]),
+            mount("/opt/y", "bind", &["bind", "ro"]),
+            mount("/opt/z", "bind", &["rbind"]),
+            mount("/scratch/x", "tmpfs", &[]),
+        ]);
+        assert_eq!(spec["mounts"], mounts);
+        let unlimited = json!([{"path": "/bin/hook", "args": ["hook"], "env": ["H=1"]}]);
+        let mut limited = unlimited.clone();
+        limited[0]["timeout"] = json!(5);
+        let hooks = json!({"createRuntime": limited, "poststop": unlimited, "startContainer": unlimited});
+        assert_eq!(spec["hooks"], hooks);
     }
 }

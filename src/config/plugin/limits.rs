@@ -42,3 +42,26 @@ impl Raw {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::config::plugin::tests::{decode, plugin};
+
+    #[test]
+    fn limits_are_within_the_kernels_and_no_process_limit_by_default() {
+        let limits = |options: Value| plugin(options).limits;
+        assert_eq!(limits(json!({})), PluginLimits::default());
+        let given = limits(json!({"pids_limit": 100, "oom_score_adj": 500}));
+        assert_eq!(given, PluginLimits { pids_limit: Some(100), oom_score_adj: 500 });
+        assert_eq!(limits(json!({"pids_limit": 0})).pids_limit, None);
+        for (option, wrong) in
+            [("pids_limit", -1), ("pids_limit", MAX_PIDS + 1), ("oom_score_adj", -1), ("oom_score_adj", 1001)]
+        {
+            let options = json!({"containerd_runtime": "io.containerd.runc.v2", option: wrong});
+            assert!(decode(&options).unwrap_err().to_string().contains(option), "{option} = {wrong}");
+        }
+    }
+}

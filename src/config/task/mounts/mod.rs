@@ -220,6 +220,22 @@ mod tests {
     }
 
     #[test]
+    fn logs_can_be_mounted_read_only() {
+        let task = TaskDirectory { alloc_dir: "/a", task: "web" };
+        let place = |volume: &str| {
+            let mounts = decode(&json!({"image": "x", "volumes": [volume]})).unwrap().mounts;
+            let resolved = mounts.resolved(&Volumes::default(), task, std::iter::empty());
+            resolved
+                .map(|resolved| resolved[0].1.shown().display().to_string())
+                .map_err(|error| error.to_string())
+        };
+        assert_eq!(place("../alloc/logs:/logs:ro"), Ok("/a/alloc/logs".to_owned()));
+        assert!(place("../alloc/logs:/logs").unwrap_err().contains("Nomad writes the logs"));
+        assert_eq!(place("../alloc/data:/data"), Ok("/a/alloc/data".to_owned()));
+        assert_eq!(place("/data"), Ok("/a/web/volumes/data".to_owned()));
+    }
+
+    #[test]
     fn the_number_of_mounts_is_limited() {
         let decode = |count: usize| {
             let (tmpfs, volumes): (Vec<_>, Vec<_>) =
