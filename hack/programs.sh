@@ -7,6 +7,7 @@
 # shellcheck disable=SC2034 # used by the scripts that source this
 NEWEST_CONTAINERD=2.4 NEWEST_RUNC=1.5
 YOUKI_VERSION=0.7.0
+CARGO_MUTANTS_VERSION=27.1.0
 RUST_SHIM=containerd-runc-shim RUST_SHIM_VERSION=0.2.0
 
 # What builds of these need beside what lib.sh has.
@@ -93,6 +94,11 @@ find_youki() {
 }
 # Sets BUILT to the binary of containerd's shim in Rust.
 find_rust_shim() { find_crate "$RUST_SHIM" "$RUST_SHIM_VERSION" containerd-shim-runc-v2-rs; }
+
+# Sets MUTANTS to the binary of cargo-mutants.
+find_cargo_mutants() {
+  find_crate cargo-mutants "$CARGO_MUTANTS_VERSION" cargo-mutants && MUTANTS=$BUILT
+}
 
 # find_crate CRATE VERSION BINARY ARGUMENT..
 find_crate() {
