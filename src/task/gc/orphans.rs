@@ -3,11 +3,12 @@
 //!
 //! An orphan looks like any task which the agent has yet to recover. So a container is left alone until it is older
 //! than the agent could need, and the agent has been there for as long without a recovery: an agent that is away, or
-//! slow, has not come to all of its tasks. A container that was recovered is never touched.
+//! slow, has not come to all of its tasks. The same holds for a plugin that stood still: it gives the agent the whole
+//! time again. A container that was recovered is never touched.
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::watch;
 
@@ -16,6 +17,11 @@ use crate::shim::{Bundle, bundles};
 use crate::sys::error_chain::Chained;
 use crate::task::container::ContainerHandles;
 use crate::task::{NAMESPACE, Settings, Tasks};
+
+/// Longest sleep while the agent may recover its tasks, so that a plugin that stood still meanwhile notices.
+const LONGEST_SLEEP: Duration = Duration::from_secs(5);
+/// Delay of a wake-up from which on the plugin has stood still. A busy node delays it by less.
+const STOOD_STILL: Duration = Duration::from_secs(2);
 
 impl Tasks {
     /// Takes down orphans periodically, while an agent listens that has recovered its tasks.
@@ -32,16 +38,23 @@ impl Tasks {
                 Box::pin(self.reap(&current)).await;
                 Some(policy.period)
             } else {
-                self.agent.settled().map(|settled| policy.creation_grace.saturating_sub(settled))
+                let left = |settled| policy.creation_grace.saturating_sub(settled);
+                self.agent.settled().map(|settled| left(settled).min(LONGEST_SLEEP))
             };
             let passes = async {
                 match pause {
-                    Some(pause) => tokio::time::sleep(pause).await,
+                    Some(pause) => sleep_awake(pause).await,
                     None => std::future::pending().await,
                 }
             };
             tokio::select! {
-                () = passes => {}
+                is_on_time = passes => {
+                    // The agent's recoveries may have been waiting for all that time, and come first.
+                    if !is_on_time {
+                        tracing::debug!("the plugin stood still; it looks for orphans once the agent has had its time again");
+                        self.agent.recovers();
+                    }
+                }
                 () = changes => {}
                 changed = settings.changed() => if changed.is_err() { return },
             }
@@ -86,6 +99,19 @@ impl Tasks {
             }
         }
     }
+}
+
+/// Sleeps, and returns whether the wake-up came in time: a plugin that was stopped, or whose node was suspended or out
+/// of memory, wakes up late.
+async fn sleep_awake(time: Duration) -> bool {
+    let began = Instant::now();
+    tokio::time::sleep(time).await;
+    is_on_time(time, began.elapsed())
+}
+
+/// Returns whether a sleep that took `took` was no longer than it should have been, `time`.
+fn is_on_time(time: Duration, took: Duration) -> bool {
+    took < time + STOOD_STILL
 }
 
 /// Returns the containers whose start is complete and that are older than `grace`. Those marked for removal are the

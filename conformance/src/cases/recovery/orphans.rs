@@ -21,6 +21,7 @@ cases!["orphans":
     a_container_that_nobody_recovers_is_taken_down,
     a_recovered_task_is_no_orphan,
     no_orphan_is_taken_down_while_the_agent_is_away_or_recovers_tasks,
+    a_plugin_that_stood_still_gives_the_agent_its_time_again,
     a_task_whose_recovery_failed_is_taken_down,
     a_dry_run_only_names_them,
     they_are_left_alone_where_the_operator_says_so,
@@ -94,6 +95,24 @@ async fn no_orphan_is_taken_down_while_the_agent_is_away_or_recovers_tasks(case:
     for task in tasks {
         end_and_destroy(&task, &next).await?;
     }
+    next.shut_down().await
+}
+
+async fn a_plugin_that_stood_still_gives_the_agent_its_time_again(case: &CaseContext) -> Result<()> {
+    let mut plugin = case.plugin().await?;
+    let task = start_stoppable(case, &plugin).await?;
+    let options = options(case, &json!({"creation_grace": "4s"}));
+    let mut next = case.next_plugin_with(&mut plugin, &options).await?;
+    // It has the state directory by now, and waits for recoveries.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    next.process().signal(Signal::SIGSTOP)?;
+    tokio::time::sleep(Duration::from_secs(7)).await;
+    next.process().signal(Signal::SIGCONT)?;
+    // The agent's call comes a moment later.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    task.recover(&next).await?;
+    ensure_eq!(task.exec(&next, "echo here").await?, (0, "here\n".to_owned()));
+    end_and_destroy(&task, &next).await?;
     next.shut_down().await
 }
 
