@@ -79,16 +79,25 @@ impl Error {
         Self::failure(error, transient).context(doing)
     }
 
-    /// Makes the error transient, because the file system of the state directory is full. Shims and runtimes write
-    /// there as well, and report such a failure in texts of their own. The reason ends the text, which is therefore one
-    /// text without sources.
+    /// Makes the error transient, because the file system of the state directory is full: shims and runtimes write there
+    /// as well.
     pub(crate) fn while_full(self, state_dir: &Path) -> Self {
+        let directory = state_dir.display();
+        self.passes(&format!(
+            "no space left on device: the file system of the state directory {directory} is full"
+        ))
+    }
+
+    /// Makes the error transient, because somebody has removed the snapshot: the next attempt gets one of its own.
+    pub(crate) fn without_snapshot(self, key: &str) -> Self {
+        self.passes(&format!("its snapshot {key} was removed from containerd meanwhile"))
+    }
+
+    /// Makes the error of a shim or a runtime transient for a reason that these report in texts of their own. The reason
+    /// ends the text, which is therefore one text without sources.
+    fn passes(self, why: &str) -> Self {
         match self {
             Self::Failed(cause) | Self::Transient(cause) => {
-                let directory = state_dir.display();
-                let why = format!(
-                    "no space left on device: the file system of the state directory {directory} is full"
-                );
                 Self::transient(format!("{} ({why})", cause.chain()))
             }
             other => other,

@@ -273,7 +273,11 @@ mod tests {
                 Containerd::TimedOut { doing, socket: socket(), after: Duration::from_secs(10) }.into(),
             ],
             "containerd has lost what the start needs" => {
-                vec![Containerd::NotFound { doing, reason: String::new() }.into()]
+                let refused = refused("error mounting \"/x\" to rootfs at \"/y\": no such file or directory");
+                vec![
+                    Containerd::NotFound { doing, reason: String::new() }.into(),
+                    refused.without_snapshot("x"),
+                ]
             }
             "containerd refuses for another reason" => vec![containerd_refuses("not supported")],
             "a CNI plugin is late, or answers with code 11, 50 or 51" => {

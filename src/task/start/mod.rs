@@ -179,6 +179,15 @@ struct Made {
 }
 
 impl Start<'_> {
+    /// Returns the error of a shim or a runtime with the reason that the snapshot is gone, if it is.
+    async fn with_lost_snapshot(&self, error: Error) -> Error {
+        let id = &self.container.id;
+        match self.container.containerd.snapshot_exists(id).await {
+            Ok(false) => error.without_snapshot(id),
+            _ => error,
+        }
+    }
+
     /// Runs the steps of the start. A start that is cancelled before the bundle is made ends at once. Later it ends
     /// when the snapshot, the network and the shim are no longer being made (a wait for the snapshot is cut short), or
     /// else is carried through, and is then undone: a call to containerd that is dropped may still be carried out,
@@ -237,7 +246,10 @@ impl Start<'_> {
         let spec = self.specification(&image, &prepared, &joined, files)?;
         user::check(&prepared.ends, &spec).await?;
         let made = Made { spec, mounts: prepared.mounts, network: joined.driver_network, connection, shim };
-        let task = self.begin(made, output, held, &image).await?;
+        let task = match self.begin(made, output, held, &image).await {
+            Ok(task) => task,
+            Err(error) => return Err(self.with_lost_snapshot(error).await),
+        };
         *pipes = None;
         // Checked once more, for a caller that has gone away or cancelled meanwhile.
         match futures::FutureExt::now_or_never(caller.cancelled()) {

@@ -26,6 +26,7 @@ cases!["failed start":
     an_impossible_state_directory_is_named_by_its_path,
     a_shim_that_is_killed_before_the_create_is_worth_another_try,
     a_runtime_that_is_killed_is_worth_another_try,
+    a_snapshot_that_is_removed_meanwhile_is_worth_another_try,
     a_shim_that_does_not_start_in_time_is_worth_another_try,
     a_shim_that_does_not_answer_is_worth_another_try,
     a_start_that_is_called_off_while_it_fetches_leaves_nothing,
@@ -187,6 +188,18 @@ async fn a_runtime_that_is_killed_is_worth_another_try(case: &CaseContext) -> Re
         return skip("the shim in Rust doesn't say how its runtime ended");
     }
     is_worth_another_try(case, |scripted| scripted.runtime(&runc("create", "kill -9 $$"))).await
+}
+
+async fn a_snapshot_that_is_removed_meanwhile_is_worth_another_try(case: &CaseContext) -> Result<()> {
+    let containerd = case.environment().containerd();
+    let remove = format!(
+        "{} --address {} --namespace nomad snapshots remove \"$word\"; complain 'no such file or directory: $word'",
+        case.programs().ctr().display(),
+        containerd.socket().display()
+    );
+    // The id is the last word.
+    let remove = format!("for word in \"$@\"; do :; done; {remove}");
+    is_worth_another_try(case, |scripted| scripted.runtime(&runc("create", &remove))).await
 }
 
 async fn a_shim_that_does_not_start_in_time_is_worth_another_try(case: &CaseContext) -> Result<()> {
