@@ -19,6 +19,8 @@ const LIMIT: Duration = Duration::from_secs(20);
 
 /// An injector that traces a plugin. Its end, on drop, lets go of the plugin.
 pub struct Injector {
+    /// The traced process.
+    plugin: i32,
     process: Child,
     reading: JoinHandle<()>,
     requests: ChildStdin,
@@ -67,9 +69,14 @@ impl Injector {
                 }
             }
         });
-        let mut injector = Self { process, reading, requests, seen, stage };
+        let plugin = i32::try_from(plugin.pid())?;
+        let mut injector = Self { plugin, process, reading, requests, seen, stage };
         injector.wait_for(Stage::Attached).await.context("trace the plugin")?;
         Ok(injector)
+    }
+
+    pub fn plugin(&self) -> i32 {
+        self.plugin
     }
 
     /// Begins to count points, and has a fault injected, or each point told.

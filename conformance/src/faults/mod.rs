@@ -2,7 +2,9 @@
 //! again for each point and fault, with a judge that knows only what an agent would.
 
 mod client;
+mod disk;
 pub mod injector;
+mod outside;
 mod point;
 mod record;
 mod scenario;
@@ -103,7 +105,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let mut record = Record::open(args.record.as_deref())?;
     let mut queue = VecDeque::new();
     for (scenario, points) in &points {
-        let trials = chosen(args, points);
+        let trials = chosen(args, *scenario, points);
         println!("{scenario}: {} points, {} trials", points.len(), trials.len());
         queue.extend(trials.into_iter().map(|trial| (*scenario, trial)));
     }
@@ -137,7 +139,7 @@ fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Returns the trials that the arguments select, in the seed's order.
-fn chosen(args: &Args, points: &[Point]) -> Vec<Trial> {
+fn chosen(args: &Args, scenario: Scenario, points: &[Point]) -> Vec<Trial> {
     if let Some(trial) = &args.trial {
         return vec![trial.clone()];
     }
@@ -151,7 +153,8 @@ fn chosen(args: &Args, points: &[Point]) -> Vec<Trial> {
             faults_at(point).into_iter().filter(is_wanted).map(|fault| Trial { point: point.clone(), fault })
         })
         .collect();
-    trials.sort_by_cached_key(|trial| hash(args.seed, &trial.to_string()));
+    // Each scenario has an order of its own: many points are those of all.
+    trials.sort_by_cached_key(|trial| hash(args.seed, &format!("{scenario} {trial}")));
     trials.truncate(args.trials.unwrap_or(usize::MAX));
     let (part, parts) = args.shard.unwrap_or((1, 1));
     trials.into_iter().skip(part - 1).step_by(parts).collect()

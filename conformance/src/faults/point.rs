@@ -2,11 +2,14 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use anyhow::{Context, Error, Result, bail};
+use clap::ValueEnum as _;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
+use super::outside::Outside;
 use super::system_calls::{self, Failures};
 
 /// A system call of the plugin: its name, what it acts on, and which such call on that object it is. Threads run in
@@ -30,7 +33,8 @@ impl fmt::Display for Point {
 pub enum Action {
     Kill,
     KillAfter,
-    Freeze,
+    /// Stands still for as many seconds.
+    Freeze(u64),
     /// The error's number.
     Fail(i32),
     Shorten,
@@ -47,18 +51,14 @@ pub enum Fault {
     KillAfter,
     /// The whole plugin stands still for two seconds before the call.
     Freeze,
+    /// The whole plugin stands still for half a minute before the call.
+    LongFreeze,
     /// The call fails with this error instead of being made.
     Error(Errno),
     /// The call transfers half of the bytes at most.
     Short,
-    /// All shims of the scenario's task are killed before the call.
-    ShimKilled,
-    /// All shims of the scenario's task stand still for two seconds from before the call.
-    ShimFrozen,
-    /// containerd is killed before the call, and started again two seconds later.
-    ContainerdKilled,
-    /// containerd stands still for two seconds from before the call.
-    ContainerdFrozen,
+    /// Something outside of the plugin fails, from before the call on.
+    Outside(Outside),
 }
 
 impl Fault {
@@ -67,12 +67,27 @@ impl Fault {
         match self {
             Self::Kill => Action::Kill,
             Self::KillAfter => Action::KillAfter,
-            Self::Freeze => Action::Freeze,
+            Self::Freeze | Self::LongFreeze => Action::Freeze(self.frozen_for().as_secs()),
             Self::Error(errno) => Action::Fail(errno as i32),
             Self::Short => Action::Shorten,
-            Self::ShimKilled | Self::ShimFrozen | Self::ContainerdKilled | Self::ContainerdFrozen => {
-                Action::Hold
-            }
+            Self::Outside(_) => Action::Hold,
+        }
+    }
+
+    /// Returns the time for which the plugin itself can't answer.
+    pub fn frozen_for(self) -> Duration {
+        match self {
+            Self::Freeze => Duration::from_secs(2),
+            Self::LongFreeze => Duration::from_secs(30),
+            _ => Duration::ZERO,
+        }
+    }
+
+    /// Returns the fault outside of the plugin, if it is one.
+    pub fn outside(self) -> Option<Outside> {
+        match self {
+            Self::Outside(outside) => Some(outside),
+            _ => None,
         }
     }
 
@@ -85,26 +100,27 @@ impl Fault {
     pub fn passes_by_itself(self) -> bool {
         match self {
             Self::Error(errno) => !matches!(errno, Errno::EIO | Errno::EACCES),
+            // An operator has to put the right one there.
+            Self::Outside(Outside::ShimBroken) => false,
             _ => true,
         }
     }
 }
 
-const NAMES: [(&str, Fault); 8] = [
+const NAMES: [(&str, Fault); 5] = [
     ("kill", Fault::Kill),
     ("kill-after", Fault::KillAfter),
     ("freeze", Fault::Freeze),
+    ("long-freeze", Fault::LongFreeze),
     ("short", Fault::Short),
-    ("shim-killed", Fault::ShimKilled),
-    ("shim-frozen", Fault::ShimFrozen),
-    ("containerd-killed", Fault::ContainerdKilled),
-    ("containerd-frozen", Fault::ContainerdFrozen),
 ];
 
 impl fmt::Display for Fault {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Self::Error(errno) = self {
-            return write!(to, "{errno:?}");
+        match self {
+            Self::Error(errno) => return write!(to, "{errno:?}"),
+            Self::Outside(outside) => return outside.fmt(to),
+            _ => {}
         }
         let name = NAMES.iter().find(|(_, fault)| fault == self).map_or("?", |(name, _)| name);
         to.write_str(name)
@@ -117,6 +133,9 @@ impl FromStr for Fault {
     fn from_str(text: &str) -> Result<Self> {
         if let Some((_, fault)) = NAMES.iter().find(|(name, _)| *name == text) {
             return Ok(*fault);
+        }
+        if let Ok(outside) = Outside::from_str(text, false) {
+            return Ok(Self::Outside(outside));
         }
         let errno = system_calls::ERRORS.iter().find(|errno| format!("{errno:?}") == text);
         Ok(Self::Error(*errno.with_context(|| format!("no fault is called {text:?}"))?))
@@ -159,6 +178,10 @@ impl FromStr for Trial {
 /// before the next one.
 pub fn faults_at(point: &Point) -> Vec<Fault> {
     let mut faults = vec![Fault::Kill, Fault::Freeze];
+    // Whoever is asked may give up waiting.
+    let leaves_process =
+        point.object.starts_with("socket") && ["sendmsg", "write", "connect"].contains(&&*point.call);
+    faults.extend(leaves_process.then_some(Fault::LongFreeze));
     if let Some(Failures { errors, can_be_short, changes }) =
         system_calls::failures(&point.call, &point.object)
     {
@@ -166,7 +189,8 @@ pub fn faults_at(point: &Point) -> Vec<Fault> {
         faults.extend(errors.iter().copied().map(Fault::Error));
         faults.extend(can_be_short.then_some(Fault::Short));
     }
-    faults.extend([Fault::ShimKilled, Fault::ShimFrozen, Fault::ContainerdKilled, Fault::ContainerdFrozen]);
+    let outside = Outside::value_variants().iter().copied();
+    faults.extend(outside.filter(|outside| outside.is_possible_at(point)).map(Fault::Outside));
     faults
 }
 
@@ -179,6 +203,7 @@ mod tests {
         for text in [
             "kill @ openat {state}/nomad/{task}/config.json #2",
             "ENOSPC @ write {state}/nomad/a file #1",
+            "long-freeze @ connect socket x #1",
             "containerd-frozen @ sendmsg socket {containerd} #17",
         ] {
             let trial: Trial = text.parse().unwrap();

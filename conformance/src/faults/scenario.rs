@@ -10,8 +10,10 @@ use harness::context::CaseContext;
 use harness::environment::TestEnvironment;
 use harness::fixture::Form;
 use harness::host::Plugin;
+use harness::leaks::inspect::listed;
 use harness::processes::alive;
 use harness::task::{LIMIT, Task};
+use nomad_proto::driver as pb;
 use serde_json::{Value, json};
 
 use crate::cases::support::{driver_logs, orphans, until};
@@ -43,6 +45,12 @@ pub enum Scenario {
     ForcedDestroy,
     /// The recovery of a task that runs.
     Recover,
+    /// The recovery of ten tasks, all at the same time.
+    RecoverTen,
+    /// The removal of a task that nobody recovers.
+    Orphan,
+    /// The removal of an image that no task uses any more.
+    ImageGc,
     /// The start of a second attempt, whose first one still runs and is not recovered.
     SecondAttempt,
 }
@@ -68,6 +76,11 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(20);
 const SHORT_KILL_TIMEOUT: Duration = Duration::from_millis(300);
 /// Words of the task's script.
 const SCRIPT: &str = "echo usr1";
+/// Maximum time until a task that nobody recovers is removed: three seconds after a plugin that may be held for half a
+/// minute.
+const ORPHANED: Duration = Duration::from_secs(45);
+/// Pause between two looks at containerd's images.
+const GLANCE: Duration = Duration::from_millis(100);
 /// Maximum time from a start's answer until the kernel shows the task's program: the runtime has let it go by then.
 const STARTED: Duration = Duration::from_millis(1500);
 
@@ -80,7 +93,7 @@ impl Scenario {
              while [ ! -e /local/end ]; do sleep 0.05; done; exit 11"
         ));
         match self {
-            Self::Pull => job["image"] = json!(context.image(PULLED)),
+            Self::Pull | Self::ImageGc => job["image"] = json!(context.image(PULLED)),
             Self::Network => job["network_mode"] = json!("bridge"),
             _ => {}
         }
@@ -94,10 +107,13 @@ impl Scenario {
             // A removal that was begun is finished as what it is.
             Self::Destroy | Self::ForcedDestroy => json!({"enabled": false}),
             // A plugin that stands still doesn't take the task that is about to be recovered for an orphan.
-            Self::Recover => json!({"creation_grace": "5s"}),
+            Self::Recover | Self::RecoverTen => json!({"creation_grace": "5s"}),
             _ => json!({"creation_grace": "3s"}),
         };
         let mut options = orphans::options(context, &orphans);
+        if self == Self::ImageGc {
+            options["gc"]["image_delay"] = json!("1s");
+        }
         if self == Self::Logs {
             options["log_collection"] = json!("driver");
         }
@@ -109,7 +125,7 @@ impl Scenario {
     /// # Errors
     /// Says what doesn't work.
     pub fn prepare_environment(self, environment: &TestEnvironment) -> Result<()> {
-        if self != Self::Pull {
+        if !matches!(self, Self::Pull | Self::ImageGc) {
             return Ok(());
         }
         let (repository, tag) = PULLED.split_once(':').context("an image without a tag")?;
@@ -166,7 +182,12 @@ impl Scenario {
 
     /// Returns whether a plugin that doesn't know the task takes the scenario's steps.
     pub fn needs_next_plugin(self) -> bool {
-        matches!(self, Self::Recover | Self::SecondAttempt)
+        matches!(self, Self::Recover | Self::RecoverTen | Self::Orphan | Self::SecondAttempt)
+    }
+
+    /// Returns the number of other tasks that the plugin works on in the scenario's step.
+    pub fn others(self) -> usize {
+        if self == Self::RecoverTen { 9 } else { 0 }
     }
 
     /// Prepares what the scenario begins with, once its task runs.
@@ -181,6 +202,11 @@ impl Scenario {
                 ensure!(exit.exit_code == ENDED, "it ended with {exit:?}");
             }
             Self::SecondAttempt => task.next_attempt()?,
+            Self::ImageGc => {
+                tell_to_end(task)?;
+                task.wait(plugin).await?;
+                task.destroy(plugin).await?;
+            }
             _ => {}
         }
         Ok(())
@@ -190,7 +216,13 @@ impl Scenario {
     ///
     /// # Errors
     /// Carries the plugin's error.
-    pub async fn act(self, plugin: &Plugin, task: &mut Task) -> Result<()> {
+    pub async fn act(
+        self,
+        context: &CaseContext,
+        plugin: &Plugin,
+        task: &mut Task,
+        others: &[Task],
+    ) -> Result<()> {
         match self {
             Self::Start | Self::Pull | Self::Network | Self::Logs => {
                 task.start(plugin).await?;
@@ -229,7 +261,26 @@ impl Scenario {
             Self::Destroy => task.destroy(plugin).await,
             Self::ForcedDestroy => task.end(plugin).await,
             Self::Recover => task.recover(plugin).await,
+            Self::RecoverTen => {
+                let all = [&*task].into_iter().chain(others).map(|task| task.recover(plugin));
+                futures::future::join_all(all).await.into_iter().collect()
+            }
+            Self::Orphan => until(ORPHANED, "the orphan's end", || task.alloc.cgroup.pids().is_empty()).await,
+            Self::ImageGc => {
+                let image = context.image(PULLED);
+                let containerd = context.environment().containerd();
+                let is_there = || {
+                    std::thread::sleep(GLANCE);
+                    listed(containerd, &["images", "list", "--quiet"]).is_ok_and(|all| all.contains(&image))
+                };
+                until(LIMIT, "the image's removal", || !tokio::task::block_in_place(is_there)).await
+            }
         }
+    }
+
+    /// Returns whether the agent has nothing to do with the task any more when the fault is over.
+    pub fn is_without_agent(self) -> bool {
+        matches!(self, Self::Orphan | Self::ImageGc)
     }
 
     /// Returns whether the scenario removes the task, so that a plugin may not know it afterwards.
@@ -254,7 +305,7 @@ impl Scenario {
         if self == Self::ForcedDestroy {
             return again(|| task.end(plugin)).await.context("destroy the task by force once more");
         }
-        let wanted = match self {
+        match self {
             Self::Stop | Self::Kill => {
                 let limit = if self == Self::Kill { SHORT_KILL_TIMEOUT } else { KILL_TIMEOUT };
                 if is_done && !is_lost {
@@ -263,27 +314,42 @@ impl Scenario {
                 } else {
                     again(|| task.stop(plugin, limit)).await.context("stop the task once more")?;
                 }
-                if self == Self::Kill { KILLED } else { (STOPPED, 0) }
             }
-            _ => {
-                tell_to_end(task)?;
-                (ENDED, 0)
-            }
-        };
-        let answer = match task.wait_answer(plugin).await {
-            Err(error) if self.removes_task() && is_not_found(&error) => None,
-            answer => Some(answer?),
-        };
-        if let Some(answer) = answer {
-            let exit = answer.result.context("WaitTask without a result crashes the agent")?;
-            let ended = (exit.exit_code, exit.signal);
-            let is_right = ended == wanted && answer.err.is_empty();
-            let is_excused = is_lost && (ended != (0, 0) || !answer.err.is_empty());
-            ensure!(is_right || is_excused, "the task ended with {exit:?} {:?}, not {wanted:?}", answer.err);
+            _ => tell_to_end(task)?,
         }
+        self.judge_end(task.wait_answer(plugin).await, is_lost)?;
         let left = task.alloc.cgroup.pids();
         ensure!(left.is_empty(), "it is said to have ended, and {left:?} run");
         again(|| task.destroy(plugin)).await.context("destroy the task")
+    }
+
+    /// Returns whether somebody waits for the task's end meanwhile, as an agent always does.
+    pub fn is_waited_for(self) -> bool {
+        !self.starts() && !self.needs_next_plugin() && !self.is_without_agent()
+    }
+
+    /// Checks what WaitTask answered.
+    ///
+    /// # Errors
+    /// Says what is wrong.
+    pub fn judge_end(self, answer: Result<pb::WaitTaskResponse>, is_lost: bool) -> Result<()> {
+        let wanted: &[(i32, i32)] = match self {
+            Self::Stop => &[(STOPPED, 0)],
+            Self::Kill => &[KILLED],
+            Self::ForcedDestroy => &[KILLED, (STOPPED, 0)],
+            _ => &[(ENDED, 0)],
+        };
+        let answer = match answer {
+            Err(error) if self.removes_task() && is_not_found(&error) => return Ok(()),
+            answer => answer?,
+        };
+        let exit = answer.result.context("WaitTask without a result crashes the agent")?;
+        let ended = (exit.exit_code, exit.signal);
+        let is_right = wanted.contains(&ended) && answer.err.is_empty();
+        // A task that is lost with its shim was killed, or ended in a way that nobody knows.
+        let is_excused = is_lost && (ended == KILLED || !answer.err.is_empty());
+        ensure!(is_right || is_excused, "the task ended with {exit:?} {:?}, not {wanted:?}", answer.err);
+        Ok(())
     }
 }
 

@@ -6,6 +6,10 @@ use nix::errno::Errno;
 use nix::errno::Errno::{EACCES, EAGAIN, EINTR, EIO, EMFILE, ENFILE, ENOMEM, ENOSPC, ETIMEDOUT};
 use nix::libc;
 
+/// The object of a call on a socket of the network.
+pub const OF_NETWORK: &str = "socket of the network";
+/// Beginnings of names of files that are being made, which random letters follow.
+pub const TEMPORARY: [&str; 2] = [".new-", ".tmp"];
 /// All errors that are injected.
 pub const ERRORS: [Errno; 9] = [ENOSPC, EMFILE, ENFILE, EIO, ENOMEM, EAGAIN, EINTR, EACCES, ETIMEDOUT];
 
@@ -87,6 +91,7 @@ const TABLE: &[SystemCall] = &[
     call(libc::SYS_readlink, "readlink", Path(0), Look),
     call(libc::SYS_readlinkat, "readlinkat", At(0, 1), Look),
     call(libc::SYS_getdents64, "getdents64", Object::Descriptor(0), Look),
+    call(libc::SYS_ioctl, "ioctl", Object::Descriptor(0), Look),
     call(libc::SYS_read, "read", Object::Descriptor(0), Read),
     call(libc::SYS_pread64, "pread64", Object::Descriptor(0), Read),
     call(libc::SYS_readv, "readv", Object::Descriptor(0), Read),
@@ -166,20 +171,28 @@ pub struct Failures {
 /// ready, and a call that isn't made would never be woken again, so its errors are those of a broken connection: they
 /// come from the other side, and other faults make them.
 pub fn failures(name: &str, object: &str) -> Option<Failures> {
-    let kind = TABLE.iter().find(|call| call.name == name)?.kind;
+    let SystemCall { kind, object: acts_on, .. } = *TABLE.iter().find(|call| call.name == name)?;
+    let is_of_network = object == OF_NETWORK;
+    let is_new = TEMPORARY.into_iter().any(|beginning| object.contains(&format!("/{beginning}")));
     let is_socket = object.starts_with("socket") || object.starts_with("pipe");
     let errors: &[Errno] = match kind {
-        Open => &[EMFILE, ENFILE, EIO, ENOMEM, EACCES, EINTR, ENOSPC],
+        // Only what is made needs room.
+        Open if is_new => &[EMFILE, ENFILE, EIO, ENOMEM, EACCES, EINTR, ENOSPC],
+        Open => &[EMFILE, ENFILE, EIO, ENOMEM, EACCES, EINTR],
         Descriptor => &[EMFILE, ENFILE, ENOMEM],
+        Look | Read | Write if is_socket => &[],
+        // Whoever has a descriptor has got past the permissions.
+        Look if matches!(acts_on, Object::Descriptor(_)) => &[EIO, ENOMEM],
         Look => &[EIO, ENOMEM, EACCES],
-        Read | Write if is_socket => &[],
         Read => &[EIO, EINTR],
         Write => &[ENOSPC, EIO, EINTR],
         Change => &[ENOSPC, EIO, ENOMEM, EACCES],
         Mount => &[ENOMEM, EACCES, EIO],
         Lock => &[EINTR, EIO],
         Spawn => &[EAGAIN, ENOMEM],
-        Connect => &[EACCES, ETIMEDOUT, ENOMEM],
+        Connect if is_of_network => &[EACCES, ETIMEDOUT, ENOMEM],
+        // A backlog that is full.
+        Connect => &[EACCES, EAGAIN, ENOMEM],
         Sure => &[],
     };
     // The kernel takes what is written to its own files whole or not at all: half of a pid is another process's.

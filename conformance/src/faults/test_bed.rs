@@ -1,29 +1,30 @@
 //! A test environment with a bystander: another task, which nothing may happen to. Runs one trial after the other.
 
+use std::cell::Cell;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use harness::context::CaseContext;
 use harness::environment::TestEnvironment;
 use harness::host::Plugin;
-use harness::leaks::inspect::find_processes;
 use harness::processes::alive;
 use harness::task::{LIMIT, Task};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nomad_proto::driver as pb;
+use serde_json::Value;
+use tokio::task::JoinHandle;
 use tonic::Status;
 
 use super::client::Injector;
+use super::disk::Disk;
+use super::outside::{FAULT_TIME, Outside, Surroundings, shims};
 use super::point::{Fault, Point, Trial};
 use super::scenario::{Scenario, WRONG, tell_to_end};
 use crate::cases::support::is_recoverable;
 
 /// Time in which the plugin answers for the bystander.
 const ANSWER_LIMIT: Duration = Duration::from_secs(1);
-/// Time for which a fault may hold the plugin itself.
-const FAULT_TIME: Duration = Duration::from_secs(2);
 /// Time after the fault in which nothing may be left: the plugin's ten seconds, and some for its work.
 const CENSUS_LIMIT: Duration = Duration::from_secs(13);
 /// Timeout of the scenario's own step.
@@ -35,9 +36,12 @@ const TRIAL_LIMIT: Duration = Duration::from_secs(180);
 const POLL: Duration = Duration::from_millis(100);
 
 pub struct TestBed {
+    // Unmounted before the context removes its directory.
+    disk: Disk,
     context: CaseContext,
     bystander: Task,
     bystander_pid: i32,
+    bystander_container: String,
     /// Shims that are not those of a trial's task.
     foreign_shims: Vec<i32>,
 }
@@ -57,15 +61,18 @@ impl TestBed {
     /// Says what doesn't work without any fault.
     pub async fn set_up(environment: &Arc<TestEnvironment>, plugin: &Path, name: String) -> Result<Self> {
         let mut context = CaseContext::new(Arc::clone(environment), plugin, name);
+        let disk = Disk::mount(&context.directory().join("disk"), &context.state_dir())
+            .context("make a disk for the state directory")?;
         let mut plugin = context.plugin().await?;
         let script = "trap 'exit 3' TERM; echo up; sleep 60000 & wait";
         let bystander = context.run(&plugin, &context.shell(script)).await.context("start the bystander")?;
         bystander.alloc.stdout.to_contain("up\n", LIMIT).await?;
         let bystander_pid = bystander.pid()?;
+        let bystander_container = container_of(&plugin, &bystander).await?;
         plugin.shut_down().await?;
         context.count_from_now();
         let foreign_shims = shims(&context);
-        Ok(Self { context, bystander, bystander_pid, foreign_shims })
+        Ok(Self { disk, context, bystander, bystander_pid, bystander_container, foreign_shims })
     }
 
     /// Ends the bystander.
@@ -84,6 +91,7 @@ impl TestBed {
     /// Returns the last log lines of the trial's plugins, and removes by force all that there is.
     pub fn give_up(&self) -> String {
         let words = self.context.last_words();
+        self.surroundings(0).repair();
         let _ = self.context.environment().repair();
         self.context.sweep();
         words
@@ -128,9 +136,28 @@ impl TestBed {
         tokio::task::block_in_place(|| scenario.prepare_environment(self.context.environment()))?;
         let (mut plugin, mut injector) = self.traced_plugin(scenario).await?;
         let mut task = self.context.prepare(&plugin, &scenario.job(&self.context)).await?;
+        let mut names = self.names(&task);
         if !scenario.is_first_start() {
             task.start(&plugin).await.context("start the task before the fault")?;
             scenario.is_up(&task).await?;
+            names.push((container_of(&plugin, &task).await?, "{container}".to_owned()));
+        }
+        let mut others = Vec::new();
+        for _ in 0..scenario.others() {
+            let other = self
+                .context
+                .run(&plugin, &scenario.job(&self.context))
+                .await
+                .context("start another task")?;
+            let container = container_of(&plugin, &other).await?;
+            for (name, word) in [
+                (&other.alloc.id, "{other}"),
+                (&other.alloc.attempt, "{attempt of other}"),
+                (&container, "{container of other}"),
+            ] {
+                names.push((name.clone(), word.to_owned()));
+            }
+            others.push(other);
         }
         if scenario.needs_next_plugin() {
             drop(injector);
@@ -138,30 +165,38 @@ impl TestBed {
             (plugin, injector) = self.traced_plugin(scenario).await?;
         }
         scenario.prepare(&plugin, &mut task).await?;
-        injector.arm(&plugin, self.names(&plugin, &task), trial).await?;
+        names.push((plugin.socket().display().to_string(), "{agent}".to_owned()));
+        if scenario == Scenario::SecondAttempt {
+            names.push((task.alloc.attempt.clone(), "{second attempt}".to_owned()));
+        }
+        // The longest first: no name may be a part of another one.
+        names.sort_by_key(|(name, _)| std::cmp::Reverse(name.len()));
+        let waiting = scenario.is_waited_for().then(|| spawn_wait(&plugin, &task));
+        injector.arm(&plugin, names, trial).await?;
         let fault = trial.map(|trial| trial.fault);
-        let acted = self.act(scenario, fault, &plugin, &mut task, &mut injector).await;
+        let acted = self.act(scenario, fault, &plugin, &mut task, &others, &mut injector).await;
         if trial.is_none() {
             points.extend(injector.points()?);
         }
         let was_reached = injector.end().await?;
         let (acted, had_effect) = acted?;
         let was_reached = was_reached && had_effect;
-        self.judge(scenario, fault.filter(|_| was_reached), plugin, task, acted).await?;
+        let fault = fault.filter(|_| was_reached);
+        self.judge(scenario, fault, Played { plugin, task, others, acted, waiting }).await?;
         Ok(if was_reached { Outcome::Held } else { Outcome::Missed })
     }
 
     /// Returns what differs between runs, and the word for each in a point.
-    fn names(&self, plugin: &Plugin, task: &Task) -> Vec<(String, String)> {
+    fn names(&self, task: &Task) -> Vec<(String, String)> {
         let directory = self.context.environment().directory().display().to_string();
         let text = |path: &Path| path.display().to_string();
         [
-            (text(plugin.socket()), "{agent}"),
             (text(&self.context.state_dir()), "{state}"),
             (text(&self.context.directory()), "{case}"),
             (directory, "{environment}"),
             (self.bystander.alloc.id.clone(), "{bystander}"),
             (self.bystander.alloc.attempt.clone(), "{attempt of bystander}"),
+            (self.bystander_container.clone(), "{container of bystander}"),
             (task.alloc.id.clone(), "{alloc}"),
             (task.alloc.attempt.clone(), "{attempt}"),
         ]
@@ -197,11 +232,20 @@ impl TestBed {
         fault: Option<Fault>,
         plugin: &Plugin,
         task: &mut Task,
+        others: &[Task],
         injector: &mut Injector,
     ) -> Result<(Result<()>, bool)> {
         let dies = fault.is_some_and(Fault::kills_plugin);
-        let done = tokio::time::timeout(STEP_LIMIT, scenario.act(plugin, task));
-        let holding = self.hold(fault, injector);
+        let outside = fault.and_then(Fault::outside);
+        let limit = STEP_LIMIT + fault.map_or(Duration::ZERO, Fault::frozen_for);
+        let done = tokio::time::timeout(limit, scenario.act(&self.context, plugin, task, others));
+        let options = scenario.options(&self.context);
+        let has_begun = Cell::new(false);
+        let holding = async {
+            injector.reached().await;
+            has_begun.set(true);
+            self.cause(outside, injector, &options).await
+        };
         let watching = self.watch_bystander(plugin, fault);
         tokio::pin!(holding);
         let (mut held, mut had_effect) = (false, true);
@@ -210,110 +254,107 @@ impl TestBed {
         loop {
             tokio::select! {
                 done = &mut done => {
-                    let done = done.with_context(|| format!("{scenario} is not done after {STEP_LIMIT:?}"))?;
+                    let done = done.with_context(|| format!("{scenario} is not done after {limit:?}"))?;
                     if let Err(error) = &done {
-                        let is_excused = fault == Some(Fault::ShimKilled) && scenario.may_lose_with_shim();
+                        let is_excused = outside.is_some_and(Outside::ends_task) && scenario.may_lose_with_shim();
                         ensure!(is_excused || !format!("{error:#}").contains(WRONG), "{error:#}");
+                    }
+                    // What was begun has to be undone.
+                    if !held && has_begun.get() {
+                        had_effect = holding.await?;
                     }
                     return Ok((done, had_effect));
                 }
                 outcome = &mut holding, if !held => {
                     had_effect = outcome?;
                     held = true;
+                    if outside == Some(Outside::AgentGone) {
+                        return Ok((Err(anyhow!("the agent is gone")), true));
+                    }
                 }
                 watched = &mut watching, if !dies => watched?,
             }
         }
     }
 
-    /// Waits for the point, and causes a fault outside of the plugin there. Returns whether there was anything to cause
-    /// it on.
-    async fn hold(&self, fault: Option<Fault>, injector: &mut Injector) -> Result<bool> {
-        injector.reached().await;
-        let containerd = self.context.environment().containerd();
-        match fault {
-            Some(Fault::ShimKilled) => {
-                let any = self.signal_shims(Signal::SIGKILL);
-                injector.release().await?;
-                return Ok(any);
-            }
-            Some(Fault::ShimFrozen) => {
-                let any = self.signal_shims(Signal::SIGSTOP);
-                injector.release().await?;
-                tokio::time::sleep(FAULT_TIME).await;
-                self.signal_shims(Signal::SIGCONT);
-                return Ok(any);
-            }
-            Some(Fault::ContainerdKilled) => {
-                containerd.kill()?;
-                injector.release().await?;
-                tokio::time::sleep(FAULT_TIME).await;
-                tokio::task::block_in_place(|| containerd.start())?;
-            }
-            Some(Fault::ContainerdFrozen) => {
-                containerd.pause()?;
-                injector.release().await?;
-                tokio::time::sleep(FAULT_TIME).await;
-                containerd.resume()?;
-            }
-            _ => {}
-        }
-        Ok(true)
+    /// Causes a fault outside of the plugin, which is held at the point. Returns whether there was anything to cause it
+    /// on.
+    async fn cause(
+        &self,
+        outside: Option<Outside>,
+        injector: &mut Injector,
+        options: &Value,
+    ) -> Result<bool> {
+        let Some(outside) = outside else { return Ok(true) };
+        let surroundings = self.surroundings(injector.plugin());
+        let begun = tokio::task::block_in_place(|| surroundings.begin(outside));
+        injector.release().await?;
+        surroundings.pass(begun.with_context(|| format!("begin {outside}"))?, options).await
     }
 
-    /// Sends a signal to the shims of the trial's task, and returns whether there is any.
-    fn signal_shims(&self, signal: Signal) -> bool {
-        let mut any = false;
-        for pid in shims(&self.context).into_iter().filter(|pid| !self.foreign_shims.contains(pid)) {
-            any |= kill(Pid::from_raw(pid), signal).is_ok();
+    fn surroundings(&self, plugin: i32) -> Surroundings<'_> {
+        Surroundings {
+            context: &self.context,
+            disk: &self.disk,
+            plugin,
+            foreign_shims: &self.foreign_shims,
+            foreign_container: &self.bystander_container,
         }
-        any
     }
 
     /// Asks for the bystander over and over. Returns only if an answer is wrong, or late.
     async fn watch_bystander(&self, plugin: &Plugin, fault: Option<Fault>) -> Result<()> {
-        let limit = if fault == Some(Fault::Freeze) { ANSWER_LIMIT + FAULT_TIME } else { ANSWER_LIMIT };
+        let limit = ANSWER_LIMIT + fault.map_or(Duration::ZERO, Fault::frozen_for);
         loop {
             let began = Instant::now();
             let answer = tokio::time::timeout(limit, plugin.inspect_task(self.bystander.id())).await;
             let answer = answer.with_context(|| format!("no answer for another task in {limit:?}"))?;
             let answer = answer.context("InspectTask of another task")?;
             let state = answer.task.map(|task| task.state);
-            ensure!(
-                state == Some(nomad_proto::driver::TaskState::Running as i32),
-                "another task is {state:?}"
-            );
+            ensure!(state == Some(pb::TaskState::Running as i32), "another task is {state:?}");
             tokio::time::sleep(POLL.saturating_sub(began.elapsed())).await;
         }
     }
 
     /// Checks all that must hold after a step.
-    async fn judge(
-        &self,
-        scenario: Scenario,
-        fault: Option<Fault>,
-        mut plugin: Plugin,
-        mut task: Task,
-        acted: Result<()>,
-    ) -> Result<()> {
+    async fn judge(&self, scenario: Scenario, fault: Option<Fault>, played: Played) -> Result<()> {
+        let Played { mut plugin, mut task, others, acted, waiting } = played;
         self.context.environment().repair()?;
-        // The step may have been done before the end of the fault.
-        self.signal_shims(Signal::SIGCONT);
+        let outside = fault.and_then(Fault::outside);
         let died = fault.is_some_and(Fault::kills_plugin);
-        if died {
+        let is_new_agent = died || outside == Some(Outside::AgentGone);
+        if outside == Some(Outside::AgentGone) {
+            plugin.redial().await?;
+            tokio::time::sleep(FAULT_TIME).await;
+            plugin.listen().await?;
+            self.bystander.recover(&plugin).await.context("recover the bystander")?;
+        } else if died {
             // A fault right after the last call is only reached with it.
             plugin.kill().await?;
             plugin = self.next_plugin(scenario).await?;
         } else if let Err(error) = &acted {
             check_error(scenario, fault, error)?;
         }
-        let is_lost = fault == Some(Fault::ShimKilled);
-        let is_known =
-            task.handle.is_some() && self.is_known(scenario, &plugin, &task, died, &acted, fault).await?;
-        let is_gone = scenario == Scenario::SecondAttempt && task.handle.is_none();
+        let is_lost = outside.is_some_and(Outside::ends_task);
+        for other in others {
+            let ended = self.end_other(&plugin, &other, is_new_agent, is_lost).await;
+            ended.with_context(|| format!("another of the tasks, after {}", said(&acted)))?;
+        }
+        let is_known = !scenario.is_without_agent()
+            && task.handle.is_some()
+            && self.is_known(scenario, &plugin, &task, is_new_agent, &acted, fault).await?;
+        // A plugin takes no task for an orphan that it has started itself.
+        let is_the_next_ones = scenario == Scenario::SecondAttempt || outside == Some(Outside::AgentGone);
+        let is_gone = is_the_next_ones && task.handle.is_none();
         if is_known {
             let concluded = scenario.conclude(&plugin, &task, acted.is_ok(), is_lost).await;
             concluded.with_context(|| format!("after {}", said(&acted)))?;
+            if let Some(waiting) = waiting.filter(|_| !is_new_agent) {
+                let answer = tokio::time::timeout(ANSWER_LIMIT, waiting).await;
+                let answer = answer.context("the pending WaitTask gave no answer")??;
+                let judged = scenario.judge_end(answer.map_err(anyhow::Error::from), is_lost);
+                judged.with_context(|| format!("the pending WaitTask, after {}", said(&acted)))?;
+            }
         }
         // The next attempt's start would remove what is left of this one.
         if !is_gone {
@@ -328,6 +369,22 @@ impl TestBed {
         self.bystander_is_well()?;
         plugin.shut_down().await?;
         self.context.logs_are_in_form()
+    }
+
+    /// Ends a task that the plugin was to work on as well. Checks that it ran, unless the fault may have ended it.
+    async fn end_other(&self, plugin: &Plugin, task: &Task, is_new_agent: bool, is_lost: bool) -> Result<()> {
+        if is_new_agent {
+            task.recover(plugin).await?;
+        }
+        if !is_lost {
+            let exit = task.exec(plugin, "exit 7").await?;
+            ensure!(exit.0 == 7, "an exec in it ended with {exit:?}");
+        }
+        match task.end(plugin).await {
+            // An agent destroys what can't be recovered.
+            Err(_) if is_lost => Ok(()),
+            ended => ended,
+        }
     }
 
     async fn next_attempt_works(&self, plugin: &Plugin, task: &mut Task) -> Result<()> {
@@ -350,15 +407,15 @@ impl TestBed {
         scenario: Scenario,
         plugin: &Plugin,
         task: &Task,
-        died: bool,
+        is_new_agent: bool,
         acted: &Result<()>,
         fault: Option<Fault>,
     ) -> Result<bool> {
-        if !died {
-            if scenario == Scenario::Recover && acted.is_err() {
+        if !is_new_agent {
+            if matches!(scenario, Scenario::Recover | Scenario::RecoverTen) && acted.is_err() {
                 // A fault of the plugin's own is no reason to lose a task that runs.
                 ensure!(
-                    fault == Some(Fault::ShimKilled),
+                    fault.and_then(Fault::outside).is_some_and(Outside::ends_task),
                     "a running task was not recovered: {}",
                     said(acted)
                 );
@@ -409,11 +466,28 @@ fn check_error(scenario: Scenario, fault: Option<Fault>, error: &anyhow::Error) 
     Ok(())
 }
 
-fn shims(context: &CaseContext) -> Vec<i32> {
-    let found = find_processes(&context.state_dir());
-    found
-        .into_iter()
-        .filter(|process| process.command.contains("containerd-shim"))
-        .map(|shim| shim.pid)
-        .collect()
+/// What there is after a step.
+struct Played {
+    plugin: Plugin,
+    task: Task,
+    others: Vec<Task>,
+    acted: Result<()>,
+    waiting: Option<Waiting>,
+}
+
+/// A WaitTask that is pending.
+type Waiting = JoinHandle<Result<pb::WaitTaskResponse, Status>>;
+
+fn spawn_wait(plugin: &Plugin, task: &Task) -> Waiting {
+    let (mut driver, task_id) = (plugin.driver(), task.id().to_owned());
+    tokio::spawn(async move {
+        driver.wait_task(pb::WaitTaskRequest { task_id }).await.map(tonic::Response::into_inner)
+    })
+}
+
+async fn container_of(plugin: &Plugin, task: &Task) -> Result<String> {
+    let answer = plugin.inspect_task(task.id()).await.context("InspectTask")?;
+    let attributes =
+        answer.driver.context("InspectTask without the driver's part crashes the agent")?.attributes;
+    attributes.get("container_id").cloned().context("a task without a container")
 }

@@ -145,6 +145,11 @@ pub(crate) fn dead_shim_sockets() -> Vec<PathBuf> {
     children(Path::new(shim_sockets::DIRECTORY)).into_iter().filter(dead).collect()
 }
 
+/// Returns the socket at which a shim listens. `None` if the process is no shim.
+pub fn socket_of_shim(pid: i32) -> Option<PathBuf> {
+    shim_sockets::of(pid)
+}
+
 /// Returns the words of a `ctr` listing.
 ///
 /// # Errors

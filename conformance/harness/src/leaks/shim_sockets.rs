@@ -49,12 +49,24 @@ fn note(name: &str) {
 
 /// Returns the `-address` in a shim's command line, if the shim is the one that listens under this name.
 fn address_of(command_line: &[u8], name: &str) -> Option<String> {
+    let (address, hash) = listens_at(command_line)?;
+    (hash == name).then_some(address)
+}
+
+/// Returns the `-address` in a shim's command line, and the name of the socket at which the shim listens.
+fn listens_at(command_line: &[u8]) -> Option<(String, String)> {
     let words: Vec<&str> =
         command_line.split(|byte| *byte == 0).filter_map(|word| str::from_utf8(word).ok()).collect();
     let value = |flag: &str| words.windows(2).find(|pair| pair[0] == flag).map(|pair| pair[1]);
     let (address, namespace, id) = (value("-address")?, value("-namespace")?, value("-id")?);
     let hash = sha256(format!("{address}/{namespace}/{id}").as_bytes());
-    (hash.strip_prefix("sha256:") == Some(name)).then(|| address.to_owned())
+    Some((address.to_owned(), hash.strip_prefix("sha256:")?.to_owned()))
+}
+
+/// Returns the socket of a shim. `None` if the process is none.
+pub(crate) fn of(shim: i32) -> Option<PathBuf> {
+    let line = fs::read(format!("/proc/{shim}/cmdline")).ok()?;
+    Some(Path::new(DIRECTORY).join(listens_at(&line)?.1))
 }
 
 /// Returns whether a socket is of a shim whose address lies below `directory`.

@@ -8,13 +8,11 @@ use nix::libc::user_regs_struct;
 use nix::unistd::Pid;
 
 use super::memory::Memory;
-use crate::faults::system_calls::{Object, SystemCall};
+use crate::faults::system_calls::{Object, SystemCall, TEMPORARY};
 
 /// Length from which a run of hexadecimal digits is taken for an id or a digest.
 const ID_DIGITS: usize = 8;
 const UNIX: u8 = 1;
-/// Beginnings of names of temporary files, which random letters follow.
-const TEMPORARY: [&str; 2] = [".new-", ".tmp"];
 
 pub struct Names {
     pid: Pid,

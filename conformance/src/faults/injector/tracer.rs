@@ -18,9 +18,6 @@ use super::{Report, Request, report};
 use crate::faults::point::{Action, Point};
 use crate::faults::system_calls;
 
-/// Time for which a frozen plugin stands still.
-const FROZEN: Duration = Duration::from_secs(2);
-
 pub struct Tracer {
     pid: Pid,
     threads: HashMap<Pid, Thread>,
@@ -180,7 +177,7 @@ impl Tracer {
         match action {
             Action::Kill => kill(self.pid, Signal::SIGKILL).context("kill the plugin")?,
             Action::KillAfter => state.at_return = Some(AtReturn::Kill),
-            Action::Freeze => self.freeze(thread),
+            Action::Freeze(seconds) => self.freeze(thread, Duration::from_secs(seconds)),
             Action::Fail(errno) => {
                 state.at_return = Some(AtReturn::Fail(errno));
                 // A call that there isn't.
@@ -198,11 +195,11 @@ impl Tracer {
     }
 
     /// Stops all threads for some time. They are let go on when their stops are seen.
-    fn freeze(&self, thread: Pid) {
+    fn freeze(&self, thread: Pid, time: Duration) {
         for other in self.threads.keys().filter(|other| **other != thread) {
             let _ = ptrace::interrupt(*other);
         }
-        std::thread::sleep(FROZEN);
+        std::thread::sleep(time);
     }
 
     fn at_end(&mut self, thread: Pid, mut regs: user_regs_struct) -> Result<()> {

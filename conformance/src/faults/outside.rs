@@ -1,0 +1,294 @@
+//! Faults outside of the plugin: of shims, runtimes, containerd and what it keeps, the disk, another plugin. Each
+//! begins while the plugin is held at a point, and passes some time after the plugin was let go.
+
+use std::fmt;
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use clap::ValueEnum as _;
+use clap::builder::PossibleValue;
+use harness::context::CaseContext;
+use harness::leaks::inspect::{Found, active_snapshots, find_processes, listed, socket_of_shim};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use nomad_proto::driver::fingerprint_response::HealthState;
+use serde_json::Value;
+
+use super::disk::Disk;
+use super::point::Point;
+use super::system_calls::OF_NETWORK;
+
+/// Time for which a fault lasts.
+pub const FAULT_TIME: Duration = Duration::from_secs(2);
+/// Pause between two looks for a runtime, which lives for some milliseconds.
+const GLANCE: Duration = Duration::from_millis(2);
+
+/// A fault outside of the plugin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Outside {
+    /// All shims of the scenario's task are killed.
+    ShimKilled,
+    /// All shims of the scenario's task stand still.
+    ShimFrozen,
+    /// The sockets of the shims of the scenario's task can't be found.
+    ShimUnreachable,
+    /// The shim's binary is replaced by one that fails.
+    ShimBroken,
+    /// The next runtime that works for the scenario's task is killed.
+    RuntimeKilled,
+    /// containerd is killed, and started again.
+    ContainerdKilled,
+    /// containerd stands still.
+    ContainerdFrozen,
+    /// The snapshot of the scenario's task is removed, and doesn't come back.
+    SnapshotGone,
+    /// The content of all images is removed, and doesn't come back unless somebody pulls it.
+    ContentGone,
+    /// The disk of the state directory has no room.
+    DiskFull,
+    /// The disk of the state directory answers no writer.
+    DiskFrozen,
+    /// The next child of the plugin is killed: a shim's binary, a plugin for networks.
+    ChildKilled,
+    /// The registry is killed, and started again.
+    RegistryKilled,
+    /// The registry stands still.
+    RegistryFrozen,
+    /// Another plugin is started on the state directory, by another agent.
+    Twin,
+    /// The agent dies, and comes again.
+    AgentGone,
+}
+
+impl fmt::Display for Outside {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let value = self.to_possible_value();
+        to.write_str(value.as_ref().map_or("?", PossibleValue::get_name))
+    }
+}
+
+impl Outside {
+    /// Returns whether the fault can be of any effect at a point.
+    pub fn is_possible_at(self, point: &Point) -> bool {
+        match self {
+            Self::ChildKilled => {
+                ["clone", "clone3", "vfork", "wait4", "waitid", "pipe2"].contains(&&*point.call)
+            }
+            Self::RegistryKilled | Self::RegistryFrozen => point.object == OF_NETWORK,
+            _ => true,
+        }
+    }
+
+    /// Returns whether the task may end by the fault.
+    pub fn ends_task(self) -> bool {
+        self == Self::ShimKilled
+    }
+}
+
+/// What a fault can be done to, and what it has to leave alone.
+pub struct Surroundings<'a> {
+    pub context: &'a CaseContext,
+    pub disk: &'a Disk,
+    /// The plugin's process.
+    pub plugin: i32,
+    /// Shims that are not those of a trial's task.
+    pub foreign_shims: &'a [i32],
+    /// Container that nothing may happen to.
+    pub foreign_container: &'a str,
+}
+
+/// A fault that goes on, and what ends it.
+pub struct UnderWay {
+    outside: Outside,
+    moved: Vec<PathBuf>,
+    had_effect: bool,
+}
+
+impl Surroundings<'_> {
+    /// Begins a fault.
+    ///
+    /// # Errors
+    /// Says what could not be done.
+    pub fn begin(&self, outside: Outside) -> Result<UnderWay> {
+        let environment = self.context.environment();
+        let containerd = environment.containerd();
+        let (mut moved, mut had_effect) = (Vec::new(), true);
+        match outside {
+            Outside::ShimKilled => had_effect = self.signal_shims(Signal::SIGKILL),
+            Outside::ShimFrozen => had_effect = self.signal_shims(Signal::SIGSTOP),
+            Outside::ShimUnreachable => {
+                moved = self
+                    .shims()
+                    .into_iter()
+                    .filter_map(socket_of_shim)
+                    .filter(|path| path.exists())
+                    .collect();
+                had_effect = !moved.is_empty();
+            }
+            Outside::ShimBroken => moved = vec![self.shim_binary()],
+            Outside::ContainerdKilled => containerd.kill()?,
+            Outside::ContainerdFrozen => containerd.pause()?,
+            Outside::RegistryKilled => environment.registry().stop(),
+            Outside::RegistryFrozen => environment.registry().pause()?,
+            Outside::SnapshotGone => {
+                let keys = active_snapshots(containerd)?;
+                let keys: Vec<_> = keys.iter().filter(|key| *key != self.foreign_container).collect();
+                had_effect = !keys.is_empty();
+                // One that goes by itself at the same moment is gone as well.
+                keys.into_iter().for_each(|key| drop(containerd.ctr(&["snapshots", "remove", key])));
+            }
+            Outside::ContentGone => {
+                let digests = listed(containerd, &["content", "list", "--quiet"])?;
+                had_effect = !digests.is_empty();
+                let arguments: Vec<_> =
+                    ["content", "remove"].into_iter().chain(digests.iter().map(String::as_str)).collect();
+                let _ = containerd.ctr(&arguments);
+            }
+            Outside::DiskFull => self.disk.fill()?,
+            Outside::DiskFrozen => self.disk.freeze()?,
+            Outside::RuntimeKilled | Outside::ChildKilled | Outside::Twin | Outside::AgentGone => {}
+        }
+        for path in &moved {
+            fs::rename(path, away(path)).with_context(|| format!("move {} away", path.display()))?;
+        }
+        if outside == Outside::ShimBroken {
+            let mut options = fs::OpenOptions::new();
+            let mut script = options.write(true).create_new(true).mode(0o755).open(self.shim_binary())?;
+            script.write_all(b"#!/bin/sh\nexit 1\n")?;
+        }
+        Ok(UnderWay { outside, moved, had_effect })
+    }
+
+    /// Lets a fault last, and ends it. Returns whether there was anything to cause it on. `options` are those of a twin.
+    ///
+    /// # Errors
+    /// Says what could not be undone, or what a twin did wrong.
+    pub async fn pass(&self, mut under_way: UnderWay, options: &Value) -> Result<bool> {
+        match under_way.outside {
+            Outside::ShimKilled | Outside::SnapshotGone | Outside::ContentGone | Outside::AgentGone => {}
+            Outside::RuntimeKilled => {
+                under_way.had_effect = self.kill_first(|pid| self.is_runtime(pid)).await;
+            }
+            Outside::ChildKilled => {
+                let is_child =
+                    |pid| harness::processes::parent(pid).is_ok_and(|parent| parent == self.plugin);
+                under_way.had_effect = self.kill_first(is_child).await;
+            }
+            Outside::Twin => self.twin(options).await.context("another plugin on the state directory")?,
+            _ => tokio::time::sleep(FAULT_TIME).await,
+        }
+        tokio::task::block_in_place(|| self.end(&under_way))?;
+        Ok(under_way.had_effect)
+    }
+
+    fn end(&self, under_way: &UnderWay) -> Result<()> {
+        let environment = self.context.environment();
+        let containerd = environment.containerd();
+        match under_way.outside {
+            Outside::ShimFrozen => drop(self.signal_shims(Signal::SIGCONT)),
+            Outside::ContainerdKilled => containerd.start()?,
+            Outside::ContainerdFrozen => containerd.resume()?,
+            Outside::RegistryKilled => environment.registry().start()?,
+            Outside::RegistryFrozen => environment.registry().resume()?,
+            Outside::DiskFull => self.disk.make_room()?,
+            Outside::DiskFrozen => self.disk.thaw()?,
+            // A shim that has ended meanwhile couldn't remove its socket.
+            Outside::ShimUnreachable => {
+                let is_served = |path: &PathBuf| {
+                    self.shims().into_iter().any(|pid| socket_of_shim(pid).as_ref() == Some(path))
+                };
+                for path in under_way.moved.iter().filter(|path| !is_served(path)) {
+                    fs::remove_file(away(path)).context("remove a socket")?;
+                }
+            }
+            _ => {}
+        }
+        for path in under_way.moved.iter().filter(|path| away(path).exists()) {
+            fs::rename(away(path), path).with_context(|| format!("move {} back", path.display()))?;
+        }
+        Ok(())
+    }
+
+    /// Puts right what a fault has left that was given up in its middle.
+    pub fn repair(&self) {
+        self.signal_shims(Signal::SIGCONT);
+        let _ = self.disk.thaw();
+        let binary = self.shim_binary();
+        if away(&binary).exists() {
+            let _ = fs::rename(away(&binary), binary);
+        }
+    }
+
+    fn shim_binary(&self) -> PathBuf {
+        let containerd = self.context.environment().containerd();
+        let name = Path::new(self.context.programs().shim()).file_name().unwrap_or_default().to_owned();
+        containerd.programs_directory().join(name)
+    }
+
+    fn shims(&self) -> Vec<i32> {
+        shims(self.context).into_iter().filter(|pid| !self.foreign_shims.contains(pid)).collect()
+    }
+
+    /// Sends a signal to the shims of the trial's task, and returns whether there is any.
+    fn signal_shims(&self, signal: Signal) -> bool {
+        let mut any = false;
+        for pid in self.shims() {
+            any |= kill(Pid::from_raw(pid), signal).is_ok();
+        }
+        any
+    }
+
+    /// Kills the first process that appears and is such a one. Returns whether there was one.
+    async fn kill_first(&self, is_such: impl Fn(i32) -> bool) -> bool {
+        let until = Instant::now() + FAULT_TIME;
+        while Instant::now() < until {
+            if let Some(pid) = harness::processes::all().find(|pid| is_such(*pid)) {
+                return kill(Pid::from_raw(pid), Signal::SIGKILL).is_ok();
+            }
+            tokio::time::sleep(GLANCE).await;
+        }
+        false
+    }
+
+    /// Returns whether a process is a runtime that works for the trial's task.
+    fn is_runtime(&self, pid: i32) -> bool {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        let program = line.split(' ').next().unwrap_or_default();
+        let state_dir = self.context.state_dir().display().to_string();
+        program.ends_with("runc") && line.contains(&state_dir) && !line.contains(self.foreign_container)
+    }
+
+    /// Starts another plugin on the state directory, which has to wait as long as the first one has an agent.
+    async fn twin(&self, options: &Value) -> Result<()> {
+        let mut twin = self.context.bare_plugin(&self.context.launch()).await?;
+        let looked = async {
+            twin.configure(options).await?;
+            let mut fingerprints = twin.fingerprints().await?;
+            let until = tokio::time::Instant::now() + FAULT_TIME;
+            while let Ok(answer) = tokio::time::timeout_at(until, fingerprints.message()).await {
+                let health = answer?.context("its fingerprints have ended")?.health();
+                ensure!(health != HealthState::Healthy, "it is healthy");
+            }
+            Ok(())
+        };
+        let looked = looked.await;
+        twin.kill().await?;
+        looked
+    }
+}
+
+fn away(path: &Path) -> PathBuf {
+    path.with_added_extension("away")
+}
+
+/// Returns the shims of a test bed.
+pub fn shims(context: &CaseContext) -> Vec<i32> {
+    let found = find_processes(&context.state_dir());
+    let is_shim = |process: &Found| process.command.contains("containerd-shim");
+    found.into_iter().filter(is_shim).map(|shim| shim.pid).collect()
+}
