@@ -18,6 +18,8 @@ pub(super) fn escaped(input: &[u8]) -> String {
             b'\0' => line.push_str("\\0"),
             b'\\' => line.push_str("\\\\"),
             b'#' if at == 0 => line.push_str("\\x23"),
+            // An editor may take blanks at the end of a line away.
+            b' ' if at + 1 == input.len() => line.push_str("\\x20"),
             b' '..=b'~' => line.push(char::from(*byte)),
             byte => write!(line, "\\x{byte:02x}").expect("a string takes all"),
         }
@@ -62,9 +64,14 @@ fn plain(letter: u8) -> Option<u8> {
 #[test]
 fn any_input_survives_its_line() {
     let all: Vec<u8> = (0..=255).collect();
-    for input in [&all[..], b"", b"#x", b"\\x41\\", b"\0001", b"a#\n"] {
+    for input in [&all[..], b"", b"#x", b"\\x41\\", b"\x00001", b"a#\n", b" a "] {
         let line = escaped(input);
-        assert!(line.bytes().all(|byte| matches!(byte, b' '..=b'~')) && of(&line).count() <= 1, "{line}");
+        assert!(
+            line.bytes().all(|byte| matches!(byte, b' '..=b'~'))
+                && of(&line).count() <= 1
+                && !line.ends_with(' '),
+            "{line}"
+        );
         assert_eq!(unescaped(&line).as_deref(), Some(input), "{line}");
     }
     for wrong in ["\\", "\\q", "\\x", "\\x4", "\\xzz"] {

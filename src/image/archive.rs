@@ -372,7 +372,7 @@ pub(crate) mod tests {
                 match entry {
                     Entry::Link(to) => assert!(is_within(to), "{to:?}"),
                     Entry::File(extent) => {
-                        assert!(extent.at.checked_add(extent.size_bytes).is_some(), "{extent:?}")
+                        assert!(extent.at.checked_add(extent.size_bytes).is_some(), "{extent:?}");
                     }
                 }
                 assert!(matches!(entry, Entry::Link(_)) || self.find(path).is_some());

@@ -188,7 +188,7 @@ mod fuzz {
                 _ => Kind::Other("something else"),
             })
         });
-        found.unwrap_or(if path.len() % 3 == 0 { Kind::Nothing } else { Kind::Directory })
+        found.unwrap_or(if path.len().is_multiple_of(3) { Kind::Nothing } else { Kind::Directory })
     }
 
     #[test]
