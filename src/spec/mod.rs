@@ -87,6 +87,8 @@ pub(crate) enum SpecError {
     Propagation { host_path: String, task_path: String, mode: String },
     #[error("{what} has {bytes} bytes, more than the kernel's limit of {MAX_PATH_BYTES}")]
     TooLong { what: &'static str, bytes: usize },
+    #[error("{0} has a NUL byte, which no program can be given")]
+    Nul(String),
     #[error("the mount at {0} has no source")]
     NoSource(String),
     #[error(transparent)]
@@ -162,12 +164,24 @@ fn check_lengths(spec: &Spec) -> Result<(), SpecError> {
     all.try_for_each(|(what, bytes)| check_length(what, bytes))
 }
 
-/// Checks the length of an exec's program, as [`build`] does for the task's own.
+/// Checks an exec's program and arguments, as [`build`] does for the task's own.
 ///
 /// # Errors
-/// If the name is longer than the kernel accepts.
-pub(crate) fn check_program(program: &str) -> Result<(), SpecError> {
-    check_length("the program", program.len())
+/// If the program's name is longer than the kernel accepts, or a word has a NUL byte.
+pub(crate) fn check_command(command: &[String]) -> Result<(), SpecError> {
+    check_length("the program", command.first().map_or(0, String::len))?;
+    check_nul(command, &[])
+}
+
+/// Checks that no argument or variable has a NUL byte, at which the kernel's strings end. A runtime finds that out only
+/// once the task counts as started, and exits in its place. Values aren't quoted: they may be secrets.
+fn check_nul(arguments: &[String], environment: &[String]) -> Result<(), SpecError> {
+    if let Some(number) = arguments.iter().position(|argument| argument.contains('\0')) {
+        return Err(SpecError::Nul(format!("argument {number} (the program is 0)")));
+    }
+    let Some(entry) = environment.iter().find(|entry| entry.contains('\0')) else { return Ok(()) };
+    let name: String = entry.split('=').next().unwrap_or_default().chars().take(100).collect();
+    Err(SpecError::Nul(format!("the environment variable {name:?}")))
 }
 
 const PROGRAM: &str = "the program (options command and entrypoint)";
@@ -192,6 +206,8 @@ fn process_of(inputs: &Inputs<'_>) -> Result<oci_spec::runtime::Process, SpecErr
     }
     let tty = inputs.options.process.tty;
     let Identity { uid, gid, groups, home } = inputs.identity;
+    let environment = process::environment(config.as_ref(), &inputs.task.env, &inputs.hostname, home, tty);
+    check_nul(&args, &environment)?;
     let user = UserBuilder::default().uid(*uid).gid(*gid).additional_gids(groups.clone()).build()?;
     let Confinement { capabilities, seccomp: _, apparmor_profile, devices: _, masked_paths: _ } =
         inputs.confinement;
@@ -199,7 +215,7 @@ fn process_of(inputs: &Inputs<'_>) -> Result<oci_spec::runtime::Process, SpecErr
         .terminal(tty)
         .user(user)
         .args(args)
-        .env(process::environment(config.as_ref(), &inputs.task.env, &inputs.hostname, home, tty))
+        .env(environment)
         .cwd(working_directory(&inputs.options.process, config.as_ref())?)
         .capabilities(security::capabilities(capabilities)?)
         .rlimits(resources::rlimits(&inputs.options.limits, inputs.host)?)
@@ -392,7 +408,23 @@ mod tests {
         ] {
             assert!(error.contains(word) && error.contains("4095"), "{error}");
         }
-        assert!(check_program(&long).is_err() && check_program("/bin/sh").is_ok());
+        assert!(check_command(&[long]).is_err() && check_command(&["/bin/sh".to_owned()]).is_ok());
+    }
+
+    #[test]
+    fn nul_bytes_in_arguments_and_variables_are_refused() {
+        let mut with_nul = options(Some("/bin/sh"));
+        with_nul.process.args = vec!["a".to_owned(), "b\0c".to_owned()];
+        let error = built(&pb::TaskConfig::default(), &with_nul).unwrap_err().to_string();
+        assert!(error.contains("argument 2") && error.contains("NUL"), "{error}");
+        for (name, value) in [("TOKEN", "secret\0"), ("A\0", "b")] {
+            let env = [(name.to_owned(), value.to_owned())].into();
+            let task = pb::TaskConfig { env, ..pb::TaskConfig::default() };
+            let error = built(&task, &options(Some("/bin/sh"))).unwrap_err().to_string();
+            assert!(error.contains(&format!("{name:?}")) && !error.contains("secret"), "{error}");
+        }
+        let command = |word: &str| check_command(&["/bin/sh".to_owned(), word.to_owned()]);
+        assert!(command("a\0").is_err() && command("a").is_ok());
     }
 
     #[test]

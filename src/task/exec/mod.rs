@@ -92,7 +92,7 @@ impl Task {
         if self.has_exited() {
             return Err(ended());
         }
-        if let Err(error) = spec::check_program(&command[0]) {
+        if let Err(error) = spec::check_command(command) {
             return Ok(Err(ExecRefused::not_runnable(&error.chain())));
         }
         let process = self.exec_template().await.map_err(|error| error.context(&doing))?;

@@ -20,6 +20,7 @@ cases!["bad input":
     an_id_with_strange_characters_can_not_leave_the_state_directory,
     an_allocation_directory_that_is_not_there_is_refused_by_name,
     a_megabyte_of_environment_and_arguments_is_no_trouble_to_the_plugin,
+    a_nul_byte_in_an_argument_or_variable_is_refused_by_name,
     an_exec_without_its_first_message_or_command_is_an_error,
 ];
 
@@ -169,6 +170,30 @@ async fn a_megabyte_of_environment_and_arguments_is_no_trouble_to_the_plugin(
         Err(_) => case.nothing_left()?,
     }
     case.still_works(plugin).await
+}
+
+/// runc and crun find it out only in place of the task's program, and exit with 1.
+async fn a_nul_byte_in_an_argument_or_variable_is_refused_by_name(
+    case: &CaseContext,
+    plugin: &Plugin,
+) -> Result<()> {
+    let mut config = case.shell("true");
+    config["args"] = json!(["-c", "true", "a\0b"]);
+    let task = case.prepare(plugin, &config).await?;
+    refused(plugin.start_task(task.config.clone()).await, &["argument 3", "NUL"])?;
+    case.nothing_left()?;
+    for (name, value) in [("A\0B", "x"), ("TOKEN", "x\0y")] {
+        let mut task = case.prepare(plugin, &case.shell("true")).await?;
+        task.config.env.insert(name.to_owned(), value.to_owned());
+        let name = format!("{name:?}");
+        refused(plugin.start_task(task.config.clone()).await, &["variable", &name, "NUL"])?;
+        case.nothing_left()?;
+    }
+    let task = case.run(plugin, &case.shell("sleep 600")).await?;
+    let answer = plugin.exec_task(task.id(), &["/bin/echo", "a\0b"], LIMIT).await?;
+    ensure_eq!(answer.result.map(|exit| exit.exit_code), Some(126));
+    ensure!(String::from_utf8_lossy(&answer.stderr).contains("argument 1"), "{answer:?}");
+    task.end(plugin).await
 }
 
 async fn an_exec_without_its_first_message_or_command_is_an_error(
