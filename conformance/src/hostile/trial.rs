@@ -100,15 +100,20 @@ impl Trial {
             job.options.insert("cap_add".to_owned(), json!(["SYS_ADMIN"]));
         }
         let crowded = any(&acts, Effect::NeedsMemory);
-        if crowded {
-            // 10,000 processes are a matter of the operator's limit then.
+        if crowded && !acts.iter().any(|act| act.name == "bomb") {
+            // 10,000 processes are a matter of the operator's limit then. As many that double all the time would be a
+            // test of the machine.
             job.options.remove("pids_limit");
         }
         let calls: Vec<Move> = MOVES.iter().map(|(call, _)| *call).collect();
         let count = random.below(5);
         let moves = (0..count).map(|_| *random.pick(&calls)).collect();
         let halts = any(&acts, Effect::Halts) || any(&acts, Effect::Ignores);
-        let ending = *random.pick(if halts { &ENDINGS[2..] } else { &ENDINGS });
+        let mut ending = *random.pick(if halts { &ENDINGS[2..] } else { &ENDINGS });
+        if ending == Ending::Told && job.is_unsure {
+            // The program may have no handler.
+            ending = Ending::Stop;
+        }
         let memory_mb = if crowded { 4000 } else { *random.pick(&[64, 128, 256]) };
         Self { seed, job, oddities, acts, moves, ending, again: random.chance(40), memory_mb }
     }
