@@ -362,7 +362,7 @@ impl TestBed {
                 .nothing_left_within(CENSUS_LIMIT)
                 .with_context(|| format!("after {}", said(&acted)))?;
         }
-        self.next_attempt_works(&plugin, &mut task).await?;
+        self.next_attempt_works(&plugin, &mut task, outside == Some(Outside::ContentGone)).await?;
         let attempts = if scenario == Scenario::SecondAttempt { 3 } else { 2 };
         scenario.check_output(&task, attempts, is_lost || !is_known).await?;
         self.context.nothing_left_within(CENSUS_LIMIT).with_context(|| format!("after {}", said(&acted)))?;
@@ -387,7 +387,9 @@ impl TestBed {
         }
     }
 
-    async fn next_attempt_works(&self, plugin: &Plugin, task: &mut Task) -> Result<()> {
+    /// Runs the next attempt from start to end. `may_lack_image` says that containerd may still be collecting what was
+    /// lost with the content: a start in this moment fails, and is worth another try.
+    async fn next_attempt_works(&self, plugin: &Plugin, task: &mut Task, may_lack_image: bool) -> Result<()> {
         task.next_attempt()?;
         tell_to_end(task)?;
         if task.alloc.log_path("stdout").exists() {
@@ -395,7 +397,11 @@ impl TestBed {
             task.alloc.stderr.stop();
             task.alloc.read_logs()?;
         }
-        task.start(plugin).await.context("start the next attempt")?;
+        let started = match task.start(plugin).await {
+            Err(error) if may_lack_image && is_worth_another_try(&error)? => task.start(plugin).await,
+            started => started,
+        };
+        started.context("start the next attempt")?;
         let exit = task.wait(plugin).await.context("the next attempt")?;
         ensure!(exit.exit_code == 11, "the next attempt ended with {exit:?}");
         task.destroy(plugin).await.context("destroy the next attempt")
@@ -439,6 +445,10 @@ impl TestBed {
         ensure!(pids.contains(&self.bystander_pid), "the bystander is another process now: {pids:?}");
         Ok(())
     }
+}
+
+fn is_worth_another_try(error: &anyhow::Error) -> Result<bool> {
+    error.downcast_ref::<Status>().map_or(Ok(false), is_recoverable)
 }
 
 fn said(acted: &Result<()>) -> String {
