@@ -150,7 +150,7 @@ mod tests {
             |bait| fs::set_permissions(bait.join("x"), Permissions::from_mode(0o777)).unwrap(),
             |bait| fs::write(bait.join("new"), "").unwrap(),
             |bait| fs::remove_file(bait.join("pipe")).unwrap(),
-            |bait| fs::set_permissions(bait.join("sub"), Permissions::from_mode(0)).unwrap(),
+            |bait| fs::set_permissions(bait.join("sub"), Permissions::from_mode(0o000)).unwrap(),
         ];
         for change in changes {
             let directory = tempfile::tempdir().unwrap();

@@ -67,8 +67,7 @@ impl Table {
         text.push_str("\n| oddity of the job | | ran | refused | failed |\n|---|---|---|---|---|\n");
         ODDITIES.iter().for_each(|odd| text.push_str(&counts(odd.name).row(odd.name, odd.what)));
         let Counts { ran, refused, failed } = self.all;
-        let _ =
-            writeln!(text, "\n{} trials: {ran} ran, {refused} were refused, {failed} failed.", self.done());
+        let _ = writeln!(text, "\n{} trials: {ran} ran, {refused} refused, {failed} failed.", self.done());
         text
     }
 }
