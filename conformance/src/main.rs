@@ -14,6 +14,8 @@ mod faults;
 mod guest;
 mod hostile;
 mod page;
+mod random;
+mod soak;
 mod suite;
 
 use std::path::PathBuf;
@@ -67,6 +69,8 @@ enum Command {
     Faults(faults::Args),
     /// Run hostile jobs, made at random from a grammar, and check what must hold beside them and afterwards.
     Hostile(hostile::Args),
+    /// Press a day's events of a node into some time, by seed, and check what is left of its memory, files and disk.
+    Soak(soak::Args),
     /// Trace a plugin, for `faults`.
     #[command(hide = true)]
     Inject(faults::injector::Args),
@@ -103,6 +107,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::World(choice) => choice.is_crun(),
         Command::Faults(args) => args.choice.is_crun(),
         Command::Hostile(args) => args.choice.is_crun(),
+        Command::Soak(args) => args.choice.is_crun(),
         Command::Census(_)
         | Command::Guest(_)
         | Command::GuestSystemd(_)
@@ -124,6 +129,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::E2e(args) => e2e::run(&args),
         Command::Faults(args) => faults::run(&args),
         Command::Hostile(args) => hostile::run(&args),
+        Command::Soak(args) => soak::run(&args),
         Command::Inject(args) => faults::injector::run(&args),
         #[cfg(feature = "bench")]
         Command::Measure(args) => measure::run(&args).map(|()| ExitCode::SUCCESS),

@@ -4,7 +4,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::random::Random;
+use crate::random::Random;
 
 /// A hostile job, before it has an allocation.
 #[derive(Debug, Default)]

@@ -6,9 +6,9 @@ mod canaries;
 mod client;
 mod configuration;
 mod judge;
-mod random;
 mod table;
 mod test_bed;
+mod texts;
 mod trial;
 
 use std::path::{Path, PathBuf};

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::acts::{ACTS, Act, Effect, any};
 use super::configuration::{Job, ODDITIES};
-use super::random::Random;
+use crate::random::Random;
 
 /// A call or calls of the client while the acts go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
