@@ -40,7 +40,7 @@ pub(crate) use task::{
 const MAX_PIDS: i64 = 1 << 22;
 const MAX_OOM_SCORE_ADJ: i64 = 1000;
 
-/// Maximum of a duration. What is added to a point in time must not be beyond all times that the system has.
+/// Maximum of a duration, for which longer ones count. What is added to a point in time must not be beyond all times that the system has.
 const MAX_DURATION: Duration = Duration::from_secs(10 * 366 * 24 * 60 * 60);
 
 /// Maximum nesting of a configuration: far beyond any option, and far within a thread's stack.
@@ -122,10 +122,7 @@ fn duration(option: &'static str, value: String) -> Result<Duration, ConfigError
         Ok(duration) if duration.is_zero() => {
             Err(ConfigError::Value { option, value, why: "it must be longer than 0".to_owned() })
         }
-        Ok(duration) if duration > MAX_DURATION => {
-            Err(ConfigError::Value { option, value, why: "it must be at most 10 years".to_owned() })
-        }
-        Ok(duration) => Ok(duration),
+        Ok(duration) => Ok(duration.min(MAX_DURATION)),
         Err(error) => Err(ConfigError::Value { option, value, why: format!("{error}; write it as \"5s\"") }),
     }
 }

@@ -26,7 +26,7 @@ use oci_spec::OciSpecError;
 use oci_spec::image::ImageConfiguration;
 use oci_spec::runtime::{LinuxBuilder, ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder};
 
-use crate::config::{PluginLimits, Sharing, TaskOptions};
+use crate::config::{PluginLimits, Process, Sharing, TaskOptions};
 use crate::devices::DeviceEdits;
 use crate::image::user::Identity;
 use crate::security::Confinement;
@@ -136,6 +136,11 @@ pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Spec, SpecError> {
     }
     devices::add(&mut spec, inputs.devices)?;
     check_lengths(&spec)?;
+    // Also what the image and the devices add.
+    let process = spec.process().as_ref();
+    let arguments = process.and_then(|process| process.args().as_deref()).unwrap_or_default();
+    let environment = process.and_then(|process| process.env().as_deref()).unwrap_or_default();
+    check_nul(arguments, environment)?;
     Ok(spec)
 }
 
@@ -173,6 +178,23 @@ pub(crate) fn check_command(command: &[String]) -> Result<(), SpecError> {
     check_nul(command, &[])
 }
 
+/// Checks the job's own words for NUL bytes, before anything is made.
+///
+/// # Errors
+/// Names the option or the variable.
+pub(crate) fn check_words(process: &Process, variables: &HashMap<String, String>) -> Result<(), SpecError> {
+    let entrypoint = process.entrypoint.as_deref().unwrap_or_default();
+    let options =
+        [("entrypoint", entrypoint), ("command", process.command.as_slice()), ("args", &process.args)];
+    for (option, words) in options {
+        if let Some(place) = words.iter().position(|word| word.contains('\0')) {
+            return Err(SpecError::Nul(format!("word {} of the option {option}", place + 1)));
+        }
+    }
+    let environment: Vec<_> = variables.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    check_nul(&[], &environment)
+}
+
 /// Checks that no argument or variable has a NUL byte, at which the kernel's strings end. A runtime finds that out only
 /// once the task counts as started, and exits in its place. Values aren't quoted: they may be secrets.
 fn check_nul(arguments: &[String], environment: &[String]) -> Result<(), SpecError> {
@@ -207,7 +229,6 @@ fn process_of(inputs: &Inputs<'_>) -> Result<oci_spec::runtime::Process, SpecErr
     let tty = inputs.options.process.tty;
     let Identity { uid, gid, groups, home } = inputs.identity;
     let environment = process::environment(config.as_ref(), &inputs.task.env, &inputs.hostname, home, tty);
-    check_nul(&args, &environment)?;
     let user = UserBuilder::default().uid(*uid).gid(*gid).additional_gids(groups.clone()).build()?;
     let Confinement { capabilities, seccomp: _, apparmor_profile, devices: _, masked_paths: _ } =
         inputs.confinement;

@@ -575,7 +575,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_sandboxes_own_code_is_awaited_only_where_its_shim_has_lost_it() {
-        let mut child = shell("sleep 0.3; exit 7");
+        let mut child = shell("sleep 1; exit 7");
         let init = held(&child);
         let ended = |status| ProcessExit { status, at: SystemTime::UNIX_EPOCH };
         let exit = by_sandbox(ended(3), Some(&init)).await;

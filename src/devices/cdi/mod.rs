@@ -125,6 +125,9 @@ fn apply(found: &mut DeviceEdits, edits: &Edits) -> Result<(), String> {
             timeout_s: *timeout,
         });
     }
+    if edits.additional_gids.iter().flatten().any(|group| *group == u32::MAX) {
+        return Err(format!("its group {} means no group", u32::MAX));
+    }
     // A device can't give group 0 to a container that does not have it.
     found.groups.extend(edits.additional_gids.iter().flatten().filter(|group| **group > 0));
     Ok(())
@@ -133,6 +136,12 @@ fn apply(found: &mut DeviceEdits, edits: &Edits) -> Result<(), String> {
 /// Converts a node. Attributes that the file leaves out are those of the host's node.
 fn node(edit: &NodeEdit) -> Result<DeviceNode, String> {
     let NodeEdit { path, host_path, kind, major, minor, file_mode, permissions, uid, gid } = edit;
+    if !path.is_absolute() {
+        return Err(format!("its node {} is no absolute path", path.display()));
+    }
+    if let Some(wrong) = [*major, *minor].into_iter().flatten().find(|number| *number < 0) {
+        return Err(format!("its node {} has the device number {wrong}", path.display()));
+    }
     if let Some(wrong) = permissions.as_deref().filter(|given| !matches!(*given, "none") && !is_access(given))
     {
         return Err(format!("its node {} has the permissions {wrong:?}, not letters of rwm", path.display()));

@@ -9,9 +9,10 @@ use super::{Identity, UserError};
 /// Home directory of Nomad's dynamic users.
 const DYNAMIC_HOME: &str = "/nonexistent";
 
-/// Maximum of an id, as docker's. The highest 32-bit number means no id to the kernel, and to crun that the id is not
-/// to be changed.
+/// Maximum of an id that is given as a number, as docker's.
 const ID_LIMIT: u32 = i32::MAX.cast_unsigned();
+/// Number that is no id: the kernel takes it for none, and crun for one that is not to be changed.
+const NO_ID: u32 = u32::MAX;
 
 /// Contents of `/etc/passwd` and `/etc/group`; empty for a missing file.
 #[derive(Debug, Default)]
@@ -37,10 +38,10 @@ impl Accounts {
         }
         identity.groups.sort_unstable();
         identity.groups.dedup();
-        match [identity.uid, identity.gid].iter().chain(&identity.groups).find(|id| **id > ID_LIMIT) {
-            Some(id) => Err(UserError::Id { user: user.to_owned(), id: *id }),
-            None => Ok(identity),
+        if [identity.uid, identity.gid].iter().chain(&identity.groups).any(|id| *id == NO_ID) {
+            return Err(UserError::NoId { user: user.to_owned() });
         }
+        Ok(identity)
     }
 
     /// Returns the identity of a user, by docker's rules: a numeric id needs no entry, but takes its group and home
@@ -55,13 +56,7 @@ impl Accounts {
             (None, Some(uid)) => (uid, 0, "/"),
             (None, None) => match dynamic(user) {
                 Some(id) => (id, id, DYNAMIC_HOME),
-                None => {
-                    return Err(UserError::Unknown {
-                        kind: "user",
-                        name: user.to_owned(),
-                        file: "/etc/passwd",
-                    });
-                }
+                None => return Err(unknown("user", user, "/etc/passwd")),
             },
         };
         let home = if home.is_empty() { "/" } else { home }.to_owned();
@@ -100,7 +95,16 @@ impl Accounts {
 }
 
 fn unknown_group(name: &str) -> UserError {
-    UserError::Unknown { kind: "group", name: name.to_owned(), file: "/etc/group" }
+    unknown("group", name, "/etc/group")
+}
+
+fn unknown(kind: &'static str, name: &str, file: &'static str) -> UserError {
+    let name = name.to_owned();
+    if is_digits(&name) { UserError::TooHigh { kind, name } } else { UserError::Unknown { kind, name, file } }
+}
+
+fn is_digits(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// Returns the id of a dynamic user. Nomad names it `nomad-<id>`; it is in no file, and the id is that of the user and
@@ -111,8 +115,7 @@ fn dynamic(user: &str) -> Option<u32> {
 
 /// Parses a numeric id of at most [`ID_LIMIT`].
 fn number(text: &str) -> Option<u32> {
-    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    is_number.then(|| text.parse().ok().filter(|id| *id <= ID_LIMIT)).flatten()
+    is_digits(text).then(|| text.parse().ok().filter(|id| *id <= ID_LIMIT)).flatten()
 }
 
 struct PasswdEntry<'a> {
@@ -169,23 +172,27 @@ pub(super) mod tests {
             let named = wrong.rsplit(':').next().unwrap();
             let error = accounts().identity(wrong, &[]).unwrap_err().to_string();
             assert!(error.contains(&format!("{named:?}")), "{error}");
+            assert_eq!(error.contains("at most 2147483647"), named.len() > 2, "{error}");
         }
     }
 
     #[test]
     fn an_entry_whose_id_there_can_not_be_is_refused() {
         let accounts = Accounts {
-            passwd: "app:x:4294967295:0::/:\nodd:x:1:4294967295::/:\nin:x:2:2::/:\n".to_owned(),
-            group: "far:x:2147483648:in\n".to_owned(),
+            passwd: "app:x:4294967295:0::/:\nodd:x:1:4294967295::/:\nin:x:2:2::/:\n\
+                     nfsnobody:x:4294967294:4294967294::/:\n"
+                .to_owned(),
+            group: "none:x:4294967295:in\nfar:x:3000000000:nfsnobody\n".to_owned(),
         };
-        for (user, id) in
-            [("app", "4294967295"), ("odd", "4294967295"), ("1", "4294967295"), ("in", "2147483648")]
-        {
+        for user in ["app", "odd", "1", "in"] {
             let error = accounts.identity(user, &[]).unwrap_err().to_string();
-            assert!(error.contains(user) && error.contains(id) && error.contains("2147483647"), "{error}");
+            assert!(error.contains(user) && error.contains("4294967295"), "{error}");
         }
         assert_eq!(accounts.identity("in:2", &[]).unwrap(), is(2, 2, &[2], "/"));
-        accounts.identity("2:2", &["far".to_owned()]).unwrap_err();
+        accounts.identity("2:2", &["none".to_owned()]).unwrap_err();
+        let (highest, far) = (4_294_967_294, 3_000_000_000);
+        assert_eq!(accounts.identity("nfsnobody", &[]).unwrap(), is(highest, highest, &[far, highest], "/"));
+        assert_eq!(accounts.identity("2:2", &["far".to_owned()]).unwrap().groups, [2, far]);
     }
 
     #[test]
@@ -244,7 +251,7 @@ mod fuzz {
                         continue;
                     };
                     assert!(
-                        uid <= ID_LIMIT && groups.iter().all(|gid| *gid <= ID_LIMIT),
+                        uid != NO_ID && groups.iter().all(|gid| *gid != NO_ID),
                         "{user}: {uid} {groups:?}"
                     );
                     assert!(groups.contains(&gid) && groups.is_sorted() && !home.is_empty());

@@ -81,11 +81,15 @@ pub(crate) enum UserError {
     /// The job, or the image, names a user or group that doesn't exist.
     #[error("the {kind} {name:?} is not in the image's {file}; name one that is, or give its number")]
     Unknown { kind: &'static str, name: String, file: &'static str },
-    /// The kernel has no such id, or takes it for no id at all.
+    /// The job, or the image, gives a number that is too high for an id, and no entry has it for a name.
+    #[error("the {kind} {name:?} is neither a name in the image nor an id: a number is at most 2147483647")]
+    TooHigh { kind: &'static str, name: String },
+    /// The kernel takes the number for no id at all.
     #[error(
-        "the image's accounts give the user {user:?} the id {id}, above 2147483647: fix the image, or set another user"
+        "the image's accounts give the user {user:?} an id of 4294967295, which means no id: fix the image, or set \
+         another user"
     )]
-    Id { user: String, id: u32 },
+    NoId { user: String },
     /// The file is not a regular one: the runtime would hang on it, or worse.
     #[error(
         "{file} of the task is {what}, not a regular file; the runtime reads it at each start, and would hang or \

@@ -76,7 +76,8 @@ impl From<UserError> for Error {
     fn from(error: UserError) -> Self {
         let transient = match &error {
             UserError::Unknown { .. }
-            | UserError::Id { .. }
+            | UserError::TooHigh { .. }
+            | UserError::NoId { .. }
             | UserError::NoFile { .. }
             | UserError::InProc { .. }
             | UserError::NoDirectory { .. } => return Self::invalid(error),

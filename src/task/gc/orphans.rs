@@ -43,20 +43,22 @@ impl Tasks {
             };
             let passes = async {
                 match pause {
-                    Some(pause) => sleep_awake(pause).await,
+                    Some(pause) => tokio::time::sleep(pause).await,
                     None => std::future::pending().await,
                 }
             };
+            let began = Instant::now();
             tokio::select! {
-                is_on_time = passes => {
-                    // The agent's recoveries may have been waiting for all that time, and come first.
-                    if !is_on_time {
-                        tracing::debug!("the plugin stood still; it looks for orphans once the agent has had its time again");
-                        self.agent.recovers();
-                    }
-                }
+                () = passes => {}
                 () = changes => {}
                 changed = settings.changed() => if changed.is_err() { return },
+            }
+            if pause.is_some_and(|pause| has_stood_still(pause, began.elapsed())) {
+                // The agent's recoveries may have been waiting for all that time, and come first.
+                tracing::debug!(
+                    "the plugin stood still; it looks for orphans once the agent has had its time again"
+                );
+                self.agent.recovers();
             }
         }
     }
@@ -101,17 +103,10 @@ impl Tasks {
     }
 }
 
-/// Sleeps, and returns whether the wake-up came in time: a plugin that was stopped, or whose node was suspended or out
-/// of memory, wakes up late.
-async fn sleep_awake(time: Duration) -> bool {
-    let began = Instant::now();
-    tokio::time::sleep(time).await;
-    is_on_time(time, began.elapsed())
-}
-
-/// Returns whether a sleep that took `took` was no longer than it should have been, `time`.
-fn is_on_time(time: Duration, took: Duration) -> bool {
-    took < time + STOOD_STILL
+/// Returns whether a pause that took `took` was so much longer than `pause` that the plugin was stopped, or had no
+/// processor or memory.
+fn has_stood_still(pause: Duration, took: Duration) -> bool {
+    took >= pause + STOOD_STILL
 }
 
 /// Returns the containers whose start is complete and that are older than `grace`. Those marked for removal are the

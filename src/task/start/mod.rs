@@ -179,9 +179,12 @@ struct Made {
 }
 
 impl Start<'_> {
-    /// Returns the error of a shim or a runtime with the reason that the snapshot is gone, if it is.
+    /// Returns an error of a step that uses the snapshot with the reason that the snapshot is gone, if it is.
     async fn with_lost_snapshot(&self, error: Error) -> Error {
         let id = &self.container.id;
+        if !matches!(error, Error::Failed(_)) {
+            return error;
+        }
         match self.container.containerd.snapshot_exists(id).await {
             Ok(false) => error.without_snapshot(id),
             _ => error,
@@ -244,7 +247,9 @@ impl Start<'_> {
         // From here on the container's record keeps the image.
         drop(hold);
         let spec = self.specification(&image, &prepared, &joined, files)?;
-        user::check(&prepared.ends, &spec).await?;
+        if let Err(error) = user::check(&prepared.ends, &spec).await {
+            return Err(self.with_lost_snapshot(error.into()).await);
+        }
         let made = Made { spec, mounts: prepared.mounts, network: joined.driver_network, connection, shim };
         let task = match self.begin(made, output, held, &image).await {
             Ok(task) => task,
@@ -311,7 +316,10 @@ impl Start<'_> {
             timeline.step("container/mounts", sources.stage(bundle)),
         );
         recorded?;
-        let (identity, ends) = looked?;
+        let (identity, ends) = match looked {
+            Ok(looked) => looked,
+            Err(error) => return Err(self.with_lost_snapshot(error.into()).await),
+        };
         Ok(Prepared { mounts, identity, ends, staged: staged? })
     }
 

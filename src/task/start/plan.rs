@@ -62,6 +62,7 @@ impl StartPlan {
     ) -> Result<Self> {
         let options = TaskOptions::decode(&config.msgpack_driver_config)?;
         options.permitted_by(&settings.config)?;
+        spec::check_words(&options.process, &config.env)?;
         let (group, allowed) = (config.network_isolation_spec.as_ref(), &settings.config.allowed_modes);
         let network = options.network_permitted_by(group, allowed)?;
         let mut cgroup = cgroup_of(config);

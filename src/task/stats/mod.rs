@@ -26,6 +26,9 @@ use crate::shim::Connection;
 use crate::sys::error_chain::Chained;
 use schedule::SampleSchedule;
 
+/// Maximum interval, beyond which no clock can be asked.
+const LONGEST_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// Origin of all tasks' ticks, so that many are at the same moment.
 static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
 
@@ -70,7 +73,7 @@ impl Task {
     /// first comes at once; one that fails is left out; the stream ends with the task.
     pub(crate) fn stats(&self, requested: Option<Duration>) -> Readings {
         let sampler = &self.stats;
-        let interval = requested.unwrap_or_default().max(sampler.least_interval);
+        let interval = requested.unwrap_or_default().min(LONGEST_INTERVAL).max(sampler.least_interval);
         let (readings, is_first) = sampler.schedule().join(interval, Instant::now());
         if is_first {
             let ended = ended(self.phase.clone(), sampler.over.clone());

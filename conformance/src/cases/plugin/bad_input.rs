@@ -180,7 +180,7 @@ async fn a_nul_byte_in_an_argument_or_variable_is_refused_by_name(
     let mut config = case.shell("true");
     config["args"] = json!(["-c", "true", "a\0b"]);
     let task = case.prepare(plugin, &config).await?;
-    refused(plugin.start_task(task.config.clone()).await, &["argument 3", "NUL"])?;
+    refused(plugin.start_task(task.config.clone()).await, &["word 3 of the option args", "NUL"])?;
     case.nothing_left()?;
     for (name, value) in [("A\0B", "x"), ("TOKEN", "x\0y")] {
         let mut task = case.prepare(plugin, &case.shell("true")).await?;
