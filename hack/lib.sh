@@ -160,6 +160,7 @@ declare -A PACKAGES=(
   [cc]=gcc
   [/usr/share/doc/libc6-dev]=libc6-dev
   [script]=bsdutils
+  [mkfs.ext4]=e2fsprogs
   [ip]=iproute2
   [/etc/ssl/certs/ca-certificates.crt]=ca-certificates
 )

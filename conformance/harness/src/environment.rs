@@ -102,6 +102,7 @@ impl TestEnvironment {
 
     /// Ends the processes in the directory and undoes the mounts. A second call does nothing.
     pub(crate) fn take_down(&self) {
+        sweep::thaw_under(self.directory());
         sweep::processes_under(self.directory());
         sweep::unmount_under(self.directory());
         let _ = self.containerd.stop();

@@ -123,6 +123,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if let Some(path) = &args.page {
         page::write_into(path, "hack/faults", &table)?;
     }
+    ensure!(record.has_tried() || args.trial.is_some(), "no trial reached its point, so nothing was tried");
     Ok(if record.has_failures() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 

@@ -1,6 +1,7 @@
 //! Faults outside of the plugin: of shims, runtimes, containerd and what it keeps, the disk, another plugin. Each
 //! begins while the plugin is held at a point, and passes some time after the plugin was let go.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::fs;
 use std::io::Write as _;
@@ -13,6 +14,7 @@ use clap::ValueEnum as _;
 use clap::builder::PossibleValue;
 use harness::context::CaseContext;
 use harness::leaks::inspect::{Found, active_snapshots, find_processes, listed, socket_of_shim};
+use harness::processes::alive;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use nomad_proto::driver::fingerprint_response::HealthState;
@@ -95,6 +97,8 @@ pub struct Surroundings<'a> {
     pub disk: &'a Disk,
     /// The plugin's process.
     pub plugin: i32,
+    /// Files that are moved away at the moment.
+    pub moved: &'a RefCell<Vec<PathBuf>>,
     /// Shims that are not those of a trial's task.
     pub foreign_shims: &'a [i32],
     /// Container that nothing may happen to.
@@ -149,9 +153,10 @@ impl Surroundings<'_> {
                 let _ = containerd.ctr(&arguments);
             }
             Outside::DiskFull => self.disk.fill()?,
-            Outside::DiskFrozen => self.disk.freeze()?,
+            Outside::DiskFrozen => had_effect = self.disk.freeze()?,
             Outside::RuntimeKilled | Outside::ChildKilled | Outside::Twin | Outside::AgentGone => {}
         }
+        self.moved.borrow_mut().extend(moved.iter().cloned());
         for path in &moved {
             fs::rename(path, away(path)).with_context(|| format!("move {} away", path.display()))?;
         }
@@ -210,6 +215,7 @@ impl Surroundings<'_> {
         for path in under_way.moved.iter().filter(|path| away(path).exists()) {
             fs::rename(away(path), path).with_context(|| format!("move {} back", path.display()))?;
         }
+        self.moved.borrow_mut().clear();
         Ok(())
     }
 
@@ -217,9 +223,8 @@ impl Surroundings<'_> {
     pub fn repair(&self) {
         self.signal_shims(Signal::SIGCONT);
         let _ = self.disk.thaw();
-        let binary = self.shim_binary();
-        if away(&binary).exists() {
-            let _ = fs::rename(away(&binary), binary);
+        for path in self.moved.take().iter().filter(|path| away(path).exists()) {
+            let _ = fs::rename(away(path), path);
         }
     }
 
@@ -246,7 +251,7 @@ impl Surroundings<'_> {
     async fn kill_first(&self, is_such: impl Fn(i32) -> bool) -> bool {
         let until = Instant::now() + FAULT_TIME;
         while Instant::now() < until {
-            if let Some(pid) = harness::processes::all().find(|pid| is_such(*pid)) {
+            if let Some(pid) = harness::processes::all().find(|pid| is_such(*pid) && alive(*pid)) {
                 return kill(Pid::from_raw(pid), Signal::SIGKILL).is_ok();
             }
             tokio::time::sleep(GLANCE).await;

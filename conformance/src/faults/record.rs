@@ -110,6 +110,11 @@ impl Record {
         }
     }
 
+    /// Returns whether any trial has reached its point.
+    pub fn has_tried(&self) -> bool {
+        self.counts.values().any(|counts| counts.held + counts.failed > 0)
+    }
+
     pub fn has_failures(&self) -> bool {
         self.counts.values().any(|counts| counts.failed > 0)
     }

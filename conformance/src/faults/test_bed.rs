@@ -1,7 +1,7 @@
 //! A test environment with a bystander: another task, which nothing may happen to. Runs one trial after the other.
 
-use std::cell::Cell;
-use std::path::Path;
+use std::cell::{Cell, RefCell};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,8 @@ use crate::cases::support::is_recoverable;
 
 /// Time in which the plugin answers for the bystander.
 const ANSWER_LIMIT: Duration = Duration::from_secs(1);
+/// Time for which the plugin may be held at the point, until the fault has begun.
+const HELD: Duration = Duration::from_secs(2);
 /// Time after the fault in which nothing may be left: the plugin's ten seconds, and some for its work.
 const CENSUS_LIMIT: Duration = Duration::from_secs(13);
 /// Timeout of the scenario's own step.
@@ -44,6 +46,8 @@ pub struct TestBed {
     bystander_container: String,
     /// Shims that are not those of a trial's task.
     foreign_shims: Vec<i32>,
+    /// Files that a fault has moved away.
+    moved: RefCell<Vec<PathBuf>>,
 }
 
 /// How a trial ended.
@@ -72,7 +76,15 @@ impl TestBed {
         plugin.shut_down().await?;
         context.count_from_now();
         let foreign_shims = shims(&context);
-        Ok(Self { disk, context, bystander, bystander_pid, bystander_container, foreign_shims })
+        Ok(Self {
+            disk,
+            context,
+            bystander,
+            bystander_pid,
+            bystander_container,
+            foreign_shims,
+            moved: RefCell::default(),
+        })
     }
 
     /// Ends the bystander.
@@ -297,6 +309,7 @@ impl TestBed {
             context: &self.context,
             disk: &self.disk,
             plugin,
+            moved: &self.moved,
             foreign_shims: &self.foreign_shims,
             foreign_container: &self.bystander_container,
         }
@@ -304,7 +317,8 @@ impl TestBed {
 
     /// Asks for the bystander over and over. Returns only if an answer is wrong, or late.
     async fn watch_bystander(&self, plugin: &Plugin, fault: Option<Fault>) -> Result<()> {
-        let limit = ANSWER_LIMIT + fault.map_or(Duration::ZERO, Fault::frozen_for);
+        let held = fault.and_then(Fault::outside).map_or(Duration::ZERO, |_| HELD);
+        let limit = ANSWER_LIMIT + fault.map_or(Duration::ZERO, Fault::frozen_for) + held;
         loop {
             let began = Instant::now();
             let answer = tokio::time::timeout(limit, plugin.inspect_task(self.bystander.id())).await;
@@ -318,14 +332,19 @@ impl TestBed {
 
     /// Checks all that must hold after a step.
     async fn judge(&self, scenario: Scenario, fault: Option<Fault>, played: Played) -> Result<()> {
-        let Played { mut plugin, mut task, others, acted, waiting } = played;
+        let Played { mut plugin, mut task, others, acted, mut waiting } = played;
         self.context.environment().repair()?;
         let outside = fault.and_then(Fault::outside);
         let died = fault.is_some_and(Fault::kills_plugin);
         let is_new_agent = died || outside == Some(Outside::AgentGone);
         if outside == Some(Outside::AgentGone) {
-            plugin.redial().await?;
+            // Its calls end with it, and for a while there is no connection.
+            if let Some(waiting) = waiting.take() {
+                waiting.abort();
+            }
+            plugin.hang_up();
             tokio::time::sleep(FAULT_TIME).await;
+            plugin.redial().await?;
             plugin.listen().await?;
             self.bystander.recover(&plugin).await.context("recover the bystander")?;
         } else if died {

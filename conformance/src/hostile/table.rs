@@ -19,7 +19,8 @@ struct Counts {
 /// Counts of the trials so far.
 #[derive(Default)]
 pub struct Table {
-    by_name: BTreeMap<&'static str, Counts>,
+    acts: BTreeMap<&'static str, Counts>,
+    oddities: BTreeMap<&'static str, Counts>,
     all: Counts,
     pub took: Duration,
     /// Longest time that a command in the bystander took, after a trial.
@@ -29,8 +30,12 @@ pub struct Table {
 impl Table {
     /// Adds a trial's result.
     pub fn add(&mut self, trial: &Trial, outcome: Option<Outcome>, took: Duration) {
-        let names = trial.acts.iter().map(|act| act.name).chain(trial.oddities.iter().copied());
-        names.for_each(|name| self.by_name.entry(name).or_default().count(outcome));
+        for act in &trial.acts {
+            self.acts.entry(act.name).or_default().count(outcome);
+        }
+        for name in &trial.oddities {
+            self.oddities.entry(name).or_default().count(outcome);
+        }
         self.all.count(outcome);
         self.took += took;
     }
@@ -61,11 +66,13 @@ impl Counts {
 impl Table {
     /// Returns the table of all acts and oddities.
     pub fn text(&self) -> String {
-        let counts = |name| self.by_name.get(name).copied().unwrap_or_default();
+        let counts = |of: &BTreeMap<_, Counts>, name| of.get(name).copied().unwrap_or_default();
         let mut text = "| act of the task | | ran | refused | failed |\n|---|---|---|---|---|\n".to_owned();
-        ACTS.iter().for_each(|act| text.push_str(&counts(act.name).row(act.name, act.what)));
+        ACTS.iter().for_each(|act| text.push_str(&counts(&self.acts, act.name).row(act.name, act.what)));
         text.push_str("\n| oddity of the job | | ran | refused | failed |\n|---|---|---|---|---|\n");
-        ODDITIES.iter().for_each(|odd| text.push_str(&counts(odd.name).row(odd.name, odd.what)));
+        ODDITIES
+            .iter()
+            .for_each(|odd| text.push_str(&counts(&self.oddities, odd.name).row(odd.name, odd.what)));
         let Counts { ran, refused, failed } = self.all;
         let _ = writeln!(text, "\n{} trials: {ran} ran, {refused} refused, {failed} failed.", self.done());
         text

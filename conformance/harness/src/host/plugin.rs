@@ -91,9 +91,16 @@ impl Plugin {
     /// # Errors
     /// Fails if nobody listens.
     pub async fn redial(&mut self) -> Result<()> {
-        self.held.drain(..).for_each(|held| held.abort());
+        self.hang_up();
         self.channel = dial(&self.socket).await?;
         Ok(())
+    }
+
+    /// Closes the connection as the agent's death does, once no call is under way: nothing can be asked until
+    /// [`Self::redial`].
+    pub fn hang_up(&mut self) {
+        self.held.drain(..).for_each(|held| held.abort());
+        self.channel = Endpoint::from_static("http://nobody").connect_lazy();
     }
 
     /// Makes the calls that an agent makes after SetConfig: Init, and the two streams that stay open for good.

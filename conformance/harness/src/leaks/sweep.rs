@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -43,10 +44,22 @@ pub(crate) fn abandoned(parent: &Path, prefix: &str) {
         let name = entry.file_name();
         let owner = name.to_str().and_then(|name| name.strip_prefix(prefix)?.split('-').next());
         if owner.is_some_and(|pid| pid.parse::<u32>().is_ok() && !Path::new("/proc").join(pid).exists()) {
+            thaw_under(&entry.path());
             processes_under(&entry.path());
             unmount_under(&entry.path());
             let _ = fs::remove_dir_all(entry.path());
         }
+    }
+}
+
+/// Lets writers go on that wait for a stopped file system below a directory: they could not be killed, and nobody could
+/// reach the file system once it is unmounted.
+pub(crate) fn thaw_under(directory: &Path) {
+    for point in mounts_under(directory) {
+        let mut command = Command::new("fsfreeze");
+        // It fails on each that isn't stopped, and says so.
+        command.arg("--unfreeze").arg(point).stderr(Stdio::null());
+        let _ = command.status();
     }
 }
 
