@@ -35,23 +35,23 @@ const LONG: usize = 300_000;
 const REST: Duration = Duration::from_secs(10);
 const CENSUS_LIMIT: Duration = Duration::from_secs(20);
 
-/// An event, and how often it is chosen among all.
-const EVENTS: [(Event, usize); 15] = [
-    (Event::Start, 20),
-    (Event::StartsAtOnce, 4),
-    (Event::Stop, 18),
-    (Event::Destroy, 6),
-    (Event::Reap, 14),
-    (Event::Exec, 24),
-    (Event::LongExec, 4),
-    (Event::ExecsAtOnce, 4),
-    (Event::Signal, 6),
-    (Event::Look, 6),
-    (Event::Pull, 3),
-    (Event::CollectGarbage, 1),
-    (Event::PluginDies, 1),
-    (Event::ContainerdDies, 1),
-    (Event::RegistryDies, 1),
+/// An event with its name, and how often it is chosen among all.
+const EVENTS: [(Event, &str, usize); 15] = [
+    (Event::Start, "start", 20),
+    (Event::StartsAtOnce, "four starts at once", 4),
+    (Event::Stop, "stop", 18),
+    (Event::Destroy, "forced destroy", 6),
+    (Event::Reap, "destroy of a task that has ended", 14),
+    (Event::Exec, "command", 24),
+    (Event::LongExec, "command with a long output", 4),
+    (Event::ExecsAtOnce, "four commands at once", 4),
+    (Event::Signal, "signal", 6),
+    (Event::Look, "inspection and statistics", 6),
+    (Event::Pull, "pull and start", 3),
+    (Event::CollectGarbage, "collection of garbage", 1),
+    (Event::PluginDies, "death of the plugin", 1),
+    (Event::ContainerdDies, "death of containerd", 1),
+    (Event::RegistryDies, "death of the registry", 1),
 ];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -130,9 +130,9 @@ impl Node {
         if self.tasks.len() < self.wanted / 2 {
             return Event::StartsAtOnce;
         }
-        let all = EVENTS.iter().map(|(_, often)| often).sum();
+        let all = EVENTS.iter().map(|(_, _, often)| often).sum();
         let mut place = self.random.below(all);
-        for (event, often) in EVENTS {
+        for (event, _, often) in EVENTS {
             if place < often {
                 let starts = matches!(event, Event::Start | Event::StartsAtOnce | Event::Pull);
                 return if starts && self.tasks.len() >= self.wanted { Event::Stop } else { event };
@@ -380,10 +380,10 @@ impl Node {
 
     /// Returns a table of the events.
     pub fn counts(&self) -> String {
-        let rows: String = self.counts.iter().fold(String::new(), |mut rows, (event, count)| {
-            let _ = writeln!(rows, "| {event:?} | {count} |");
-            rows
-        });
+        let row = |(event, name, _): &(Event, &str, usize)| {
+            format!("| {name} | {} |\n", self.counts.get(event).copied().unwrap_or_default())
+        };
+        let rows: String = EVENTS.iter().map(row).collect();
         format!("| event | times |\n|---|---|\n{rows}")
     }
 
