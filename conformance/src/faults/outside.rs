@@ -21,7 +21,6 @@ use nomad_proto::driver::fingerprint_response::HealthState;
 use serde_json::Value;
 
 use super::disk::Disk;
-use super::point::Point;
 use super::system_calls::OF_NETWORK;
 
 /// Time for which a fault lasts.
@@ -74,13 +73,11 @@ impl fmt::Display for Outside {
 }
 
 impl Outside {
-    /// Returns whether the fault can be of any effect at a point.
-    pub fn is_possible_at(self, point: &Point) -> bool {
+    /// Returns whether the fault can be of any effect at a call on an object.
+    pub fn is_possible_at(self, call: &str, object: &str) -> bool {
         match self {
-            Self::ChildKilled => {
-                ["clone", "clone3", "vfork", "wait4", "waitid", "pipe2"].contains(&&*point.call)
-            }
-            Self::RegistryKilled | Self::RegistryFrozen => point.object == OF_NETWORK,
+            Self::ChildKilled => ["clone", "clone3", "vfork", "wait4", "waitid", "pipe2"].contains(&call),
+            Self::RegistryKilled | Self::RegistryFrozen => object == OF_NETWORK,
             _ => true,
         }
     }

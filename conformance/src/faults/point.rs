@@ -190,7 +190,9 @@ pub fn faults_at(point: &Point) -> Vec<Fault> {
         faults.extend(can_be_short.then_some(Fault::Short));
     }
     let outside = Outside::value_variants().iter().copied();
-    faults.extend(outside.filter(|outside| outside.is_possible_at(point)).map(Fault::Outside));
+    faults.extend(
+        outside.filter(|outside| outside.is_possible_at(&point.call, &point.object)).map(Fault::Outside),
+    );
     faults
 }
 

@@ -1,16 +1,15 @@
 //! The judge: what must hold while a hostile task runs, and after it. Knows what an agent knows, and the host.
 
-use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use harness::host::{Plugin, stderr};
-use harness::leaks::inspect::{children, mounts_under};
+use harness::host::stderr;
+use harness::leaks::inspect::mounts_under;
 use harness::processes::{alive, resident_kb};
 use harness::task::Task;
 
-use super::test_bed::{CENSUS_LIMIT, TestBed};
+use super::test_bed::{CENSUS_LIMIT, TestBed, descriptors};
 use crate::cases::support::until;
 
 /// Maximum time in which the plugin answers for the bystander, and runs a command in it. No timed test: two processors
@@ -99,9 +98,4 @@ impl TestBed {
         }
         Ok(())
     }
-}
-
-/// Returns the number of descriptors that a plugin has open.
-pub(super) fn descriptors(plugin: &Plugin) -> usize {
-    children(Path::new(&format!("/proc/{}/fd", plugin.pid()))).len()
 }

@@ -14,6 +14,7 @@ use harness::fixture::images::libraries;
 use harness::host::alloc::set_memory;
 use harness::host::cgroup::is_v2;
 use harness::host::{Plugin, hcl};
+use harness::leaks::inspect::children;
 use harness::processes::parent;
 use harness::task::{LIMIT, Task};
 use serde_json::{Value, json};
@@ -21,7 +22,6 @@ use serde_json::{Value, json};
 use super::acts::PROGRAM;
 use super::canaries::Canaries;
 use super::client::{answered, end, make};
-use super::judge::descriptors;
 use super::trial::{Ending, Move, Trial};
 
 const IMAGE: &str = "hostile:latest";
@@ -310,4 +310,9 @@ async fn beside<T>(
         }
         made = call => made,
     }
+}
+
+/// Returns the number of descriptors that a plugin has open.
+pub(super) fn descriptors(plugin: &Plugin) -> usize {
+    children(Path::new(&format!("/proc/{}/fd", plugin.pid()))).len()
 }
