@@ -259,8 +259,11 @@ async fn stale_plugins_are_killed_before_delete() {
         .stdin(std::process::Stdio::null())
         .spawn()
         .unwrap();
+    let pid = i32::try_from(orphan.id()).unwrap();
     let reaped = std::thread::spawn(move || orphan.wait());
     fixture.cni.delete(&record).await.unwrap();
+    // Or the wait would last as long as the plugin.
+    assert!(!std::path::Path::new(&format!("/proc/{pid}/exe")).exists(), "it runs");
     assert!(!reaped.join().unwrap().unwrap().success());
     assert_eq!(fixture.order().last().unwrap(), "one DEL");
 }
