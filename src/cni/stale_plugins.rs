@@ -24,16 +24,13 @@ use tokio::sync::{Semaphore, mpsc};
 
 use super::error::Error;
 use crate::sys::pidfd::ProcessHandle;
-use crate::sys::procfs::{ProcessId, all_pids, shares_our_pids};
+use crate::sys::procfs::{ProcessId, all_pids, environment, shares_our_pids};
 
 /// Maximum time that a killed plugin may take to be gone. It takes none, unless the kernel holds the process.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// Maximum time that the kernel may take to show one process, for which it needs microseconds.
 const READ_TIMEOUT: Duration = Duration::from_secs(2);
-/// Number of looks at a process without an environment, which may be in the middle of an exec, and the pause between two.
-const EXEC_LOOKS: usize = 3;
-const EXEC_PAUSE: Duration = Duration::from_millis(1);
 /// Maximum number of processes without an answer, each of which holds a thread. At this number no more are looked at.
 const MAX_STUCK_READS: usize = 16;
 
@@ -201,19 +198,6 @@ fn has_task_cgroup(cgroups: &str) -> bool {
 /// Returns whether a process has `mark` in its environment; a process that has exited has none.
 fn is_marked(pid: i32, mark: &str) -> bool {
     environment(pid).split(|byte| *byte == 0).any(|entry| entry == mark.as_bytes())
-}
-
-/// Returns a process's environment. In the middle of an exec there is none for a moment. A kernel thread never has one,
-/// and no program.
-fn environment(pid: i32) -> Vec<u8> {
-    for _ in 0..EXEC_LOOKS {
-        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        if !environment.is_empty() || fs::read_link(format!("/proc/{pid}/exe")).is_err() {
-            return environment;
-        }
-        std::thread::sleep(EXEC_PAUSE);
-    }
-    Vec::new()
 }
 
 #[cfg(test)]

@@ -9,6 +9,11 @@
 
 use std::io;
 use std::path::Path;
+use std::time::Duration;
+
+/// Number of looks at a process that has no arguments or environment, and the pause between two.
+const EXEC_LOOKS: usize = 3;
+const EXEC_PAUSE: Duration = Duration::from_millis(1);
 
 /// The kernel's flag of a thread that is in the middle of its exit.
 const PF_EXITING: u64 = 0x4;
@@ -131,7 +136,25 @@ pub(crate) fn shares_our_pids(pid: i32) -> bool {
 /// Returns the arguments of a process, each followed by a NUL. Empty if there is no such process. Blocks for as long as
 /// the process is stuck with its memory's lock.
 pub(crate) fn command_line(pid: i32) -> Vec<u8> {
-    std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default()
+    from_memory(pid, "cmdline")
+}
+
+/// Returns the environment of a process, as [`command_line`] its arguments.
+pub(crate) fn environment(pid: i32) -> Vec<u8> {
+    from_memory(pid, "environ")
+}
+
+/// Reads what the kernel finds in a process's memory. In the middle of an exec there is nothing for a moment. A kernel
+/// thread never has any, and no program.
+fn from_memory(pid: i32, file: &str) -> Vec<u8> {
+    for _ in 0..EXEC_LOOKS {
+        let found = std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+        if !found.is_empty() || std::fs::read_link(format!("/proc/{pid}/exe")).is_err() {
+            return found;
+        }
+        std::thread::sleep(EXEC_PAUSE);
+    }
+    Vec::new()
 }
 
 /// Returns the pids of all processes.
@@ -230,7 +253,7 @@ mod tests {
     fn children_are_those_of_a_process_alone() {
         let own = i32::try_from(std::process::id()).unwrap();
         let (mut child, pid) = run("sleep 600 & wait");
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
         while children(pid).is_empty() && std::time::Instant::now() < deadline {
             std::thread::yield_now();
         }
