@@ -40,7 +40,8 @@ pub(crate) use task::{
 const MAX_PIDS: i64 = 1 << 22;
 const MAX_OOM_SCORE_ADJ: i64 = 1000;
 
-/// Maximum of a duration, for which longer ones count. What is added to a point in time must not be beyond all times that the system has.
+/// Maximum of a duration, for which longer ones count. What is added to a point in time must not be beyond all times
+/// that the system has.
 const MAX_DURATION: Duration = Duration::from_secs(10 * 366 * 24 * 60 * 60);
 
 /// Maximum nesting of a configuration: far beyond any option, and far within a thread's stack.

@@ -191,19 +191,28 @@ pub(crate) fn check_words(process: &Process, variables: &HashMap<String, String>
             return Err(SpecError::Nul(format!("word {} of the option {option}", place + 1)));
         }
     }
-    let environment: Vec<_> = variables.iter().map(|(name, value)| format!("{name}={value}")).collect();
-    check_nul(&[], &environment)
+    match variables.iter().find(|(name, value)| name.contains('\0') || value.contains('\0')) {
+        Some((name, _)) => Err(nul_in_variable(name)),
+        None => Ok(()),
+    }
 }
 
 /// Checks that no argument or variable has a NUL byte, at which the kernel's strings end. A runtime finds that out only
-/// once the task counts as started, and exits in its place. Values aren't quoted: they may be secrets.
+/// once the task counts as started, and exits in its place.
 fn check_nul(arguments: &[String], environment: &[String]) -> Result<(), SpecError> {
     if let Some(number) = arguments.iter().position(|argument| argument.contains('\0')) {
         return Err(SpecError::Nul(format!("argument {number} (the program is 0)")));
     }
-    let Some(entry) = environment.iter().find(|entry| entry.contains('\0')) else { return Ok(()) };
-    let name: String = entry.split('=').next().unwrap_or_default().chars().take(100).collect();
-    Err(SpecError::Nul(format!("the environment variable {name:?}")))
+    match environment.iter().find(|entry| entry.contains('\0')) {
+        Some(entry) => Err(nul_in_variable(entry.split('=').next().unwrap_or_default())),
+        None => Ok(()),
+    }
+}
+
+/// Names the variable without its value, which may be a secret.
+fn nul_in_variable(name: &str) -> SpecError {
+    let name: String = name.chars().take(100).collect();
+    SpecError::Nul(format!("the environment variable {name:?}"))
 }
 
 const PROGRAM: &str = "the program (options command and entrypoint)";
@@ -228,7 +237,6 @@ fn process_of(inputs: &Inputs<'_>) -> Result<oci_spec::runtime::Process, SpecErr
     }
     let tty = inputs.options.process.tty;
     let Identity { uid, gid, groups, home } = inputs.identity;
-    let environment = process::environment(config.as_ref(), &inputs.task.env, &inputs.hostname, home, tty);
     let user = UserBuilder::default().uid(*uid).gid(*gid).additional_gids(groups.clone()).build()?;
     let Confinement { capabilities, seccomp: _, apparmor_profile, devices: _, masked_paths: _ } =
         inputs.confinement;
@@ -236,7 +244,7 @@ fn process_of(inputs: &Inputs<'_>) -> Result<oci_spec::runtime::Process, SpecErr
         .terminal(tty)
         .user(user)
         .args(args)
-        .env(environment)
+        .env(process::environment(config.as_ref(), &inputs.task.env, &inputs.hostname, home, tty))
         .cwd(working_directory(&inputs.options.process, config.as_ref())?)
         .capabilities(security::capabilities(capabilities)?)
         .rlimits(resources::rlimits(&inputs.options.limits, inputs.host)?)
