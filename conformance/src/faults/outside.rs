@@ -105,7 +105,6 @@ pub struct Surroundings<'a> {
 /// A fault that goes on, and what ends it.
 pub struct UnderWay {
     outside: Outside,
-    moved: Vec<PathBuf>,
     had_effect: bool,
 }
 
@@ -153,16 +152,16 @@ impl Surroundings<'_> {
             Outside::DiskFrozen => had_effect = self.disk.freeze()?,
             Outside::RuntimeKilled | Outside::ChildKilled | Outside::Twin | Outside::AgentGone => {}
         }
-        self.moved.borrow_mut().extend(moved.iter().cloned());
-        for path in &moved {
-            fs::rename(path, away(path)).with_context(|| format!("move {} away", path.display()))?;
+        for path in moved {
+            fs::rename(&path, away(&path)).with_context(|| format!("move {} away", path.display()))?;
+            self.moved.borrow_mut().push(path);
         }
         if outside == Outside::ShimBroken {
             let mut options = fs::OpenOptions::new();
             let mut script = options.write(true).create_new(true).mode(0o755).open(self.shim_binary())?;
             script.write_all(b"#!/bin/sh\nexit 1\n")?;
         }
-        Ok(UnderWay { outside, moved, had_effect })
+        Ok(UnderWay { outside, had_effect })
     }
 
     /// Lets a fault last, and ends it. Returns whether there was anything to cause it on. `options` are those of a twin.
@@ -203,26 +202,29 @@ impl Surroundings<'_> {
                 let is_served = |path: &PathBuf| {
                     self.shims().into_iter().any(|pid| socket_of_shim(pid).as_ref() == Some(path))
                 };
-                for path in under_way.moved.iter().filter(|path| !is_served(path)) {
+                for path in self.moved.borrow().iter().filter(|path| !is_served(path)) {
                     fs::remove_file(away(path)).context("remove a socket")?;
                 }
             }
             _ => {}
         }
-        for path in under_way.moved.iter().filter(|path| away(path).exists()) {
-            fs::rename(away(path), path).with_context(|| format!("move {} back", path.display()))?;
-        }
-        self.moved.borrow_mut().clear();
-        Ok(())
+        self.move_back()
+    }
+
+    /// Moves all files back that are still away.
+    fn move_back(&self) -> Result<()> {
+        let moved = self.moved.take();
+        let back = moved.iter().filter(|path| away(path).exists()).map(|path| {
+            fs::rename(away(path), path).with_context(|| format!("move {} back", path.display()))
+        });
+        back.fold(Ok(()), Result::and)
     }
 
     /// Puts right what a fault has left that was given up in its middle.
     pub fn repair(&self) {
         self.signal_shims(Signal::SIGCONT);
         let _ = self.disk.thaw();
-        for path in self.moved.take().iter().filter(|path| away(path).exists()) {
-            let _ = fs::rename(away(path), path);
-        }
+        let _ = self.move_back();
     }
 
     fn shim_binary(&self) -> PathBuf {

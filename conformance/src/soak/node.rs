@@ -86,6 +86,12 @@ struct Running {
     signals: usize,
 }
 
+impl Running {
+    fn has_ended_by_itself(&self) -> bool {
+        self.kind.may_end() && self.task.alloc.cgroup.pids().is_empty()
+    }
+}
+
 pub struct Node {
     context: CaseContext,
     plugin: Plugin,
@@ -252,13 +258,9 @@ impl Node {
 
     /// Destroys a task that has ended by itself, if there is one.
     async fn reap(&mut self) -> Result<()> {
-        for place in 0..self.tasks.len() {
-            if self.tasks[place].kind.may_end() && self.tasks[place].task.alloc.cgroup.pids().is_empty() {
-                let running = self.tasks.swap_remove(place);
-                return self.conclude(&running, ENDED).await;
-            }
-        }
-        Ok(())
+        let Some(place) = self.tasks.iter().position(Running::has_ended_by_itself) else { return Ok(()) };
+        let running = self.tasks.swap_remove(place);
+        self.conclude(&running, ENDED).await
     }
 
     /// Runs commands, each in a task of its own. A task that ends by itself may end right before it.
@@ -273,8 +275,11 @@ impl Node {
         for (place, done) in places.iter().zip(join_all(execs).await) {
             let is_right = done.as_ref().is_ok_and(|(code, output)| *code == 7 && output == "out\n");
             let running = &self.tasks[*place];
-            let has_ended = running.kind.may_end() && running.task.alloc.cgroup.pids().is_empty();
-            ensure!(is_right || has_ended, "a command in a task that is {:?}: {done:?}", running.kind);
+            ensure!(
+                is_right || running.has_ended_by_itself(),
+                "a command in a task that is {:?}: {done:?}",
+                running.kind
+            );
         }
         self.count("commands, one or four", began);
         Ok(())
@@ -285,9 +290,8 @@ impl Node {
         let running = &self.tasks[place];
         let done = running.task.exec(&self.plugin, &format!("head -c {LONG} /dev/zero | tr '\\0' x")).await;
         let is_right = done.as_ref().is_ok_and(|(code, output)| *code == 0 && output.len() == LONG);
-        let has_ended = running.kind.may_end() && running.task.alloc.cgroup.pids().is_empty();
         ensure!(
-            is_right || has_ended,
+            is_right || running.has_ended_by_itself(),
             "a command with a long output: {:?}",
             done.map(|(code, output)| (code, output.len()))
         );
