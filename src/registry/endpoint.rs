@@ -156,7 +156,10 @@ impl Endpoint {
         limit: Option<Duration>,
     ) -> Result<Vec<u8>, HostFailure> {
         let body = self.blob(blob, 0, limit).await?;
-        let bytes = read(body.response, "the blob", blob.size(), self.idle).await?;
+        let bytes = read(body.response, "it", blob.size(), self.idle).await.map_err(|error| match error {
+            ImageError::Unsupported { reason } => ImageError::damaged(reason),
+            other => other,
+        })?;
         check_digest(blob.digest().as_ref(), &digest_of(&bytes)).map_err(ImageError::on_the_way)?;
         Ok(bytes)
     }

@@ -245,6 +245,15 @@ async fn blob_redirects_carry_no_password() {
 }
 
 #[tokio::test]
+async fn more_bytes_than_a_blobs_size_are_damage_on_the_way() {
+    let endless = format!("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{}", "x".repeat(11));
+    let (reference, _serving) = answering(vec![endless]).await;
+    let client = bare();
+    let error = at(&client, &reference, None).small_blob(&blob("0123456789")).await.unwrap_err();
+    assert!(error.is_damaged() && error.is_transient(), "{error}");
+}
+
+#[tokio::test]
 async fn tags_are_resolved_by_head_where_possible() {
     let digest = digest_of(b"{}");
     let headers = format!("Docker-Content-Digest: {digest}\r\nContent-Type: text/x; charset=utf-8\r\n");
