@@ -14,6 +14,7 @@ use super::exec::{self, Run};
 use super::kernel_hints;
 use super::network::{Network, Plugin};
 use super::version::{Version, convert};
+use crate::sys::blocking;
 
 pub(super) struct Call<'a> {
     pub network: &'a Network,
@@ -24,20 +25,29 @@ pub(super) struct Call<'a> {
     pub deadline: Duration,
 }
 
+/// What a plugin that succeeded has printed.
+pub(super) struct Answer {
+    program: PathBuf,
+    pub out: Vec<u8>,
+}
+
 impl Call<'_> {
     /// Runs the plugin, and returns what it prints.
     ///
     /// # Errors
     /// Quotes the plugin's words, or says that there is no such plugin.
-    pub(super) async fn execute(&self, request: Map<String, Value>) -> Result<Vec<u8>, Error> {
-        let program = program(self.network, &self.plugin.kind, self.directories)?;
+    pub(super) async fn execute(&self, request: Map<String, Value>) -> Result<Answer, Error> {
+        let program = program(self.network, &self.plugin.kind, self.directories).await?;
         let run = Run {
             program: &program,
             environment: self.environment(),
             config: Value::Object(request).to_string().into_bytes(),
             deadline: self.deadline,
         };
-        run.output().await.map_err(|error| self.failed(&program, error))
+        match run.output().await {
+            Ok(out) => Ok(Answer { program, out }),
+            Err(error) => Err(self.failed(&program, error)),
+        }
     }
 
     fn environment(&self) -> Vec<(&'static str, OsString)> {
@@ -60,9 +70,9 @@ impl Call<'_> {
     ///
     /// # Errors
     /// When what was printed is no result.
-    pub(super) fn result(&self, out: &[u8]) -> Result<Value, Error> {
-        let fail = |why: &str| self.bad_output(why, out);
-        let result: Value = serde_json::from_slice(out)
+    pub(super) fn result(&self, answer: &Answer) -> Result<Value, Error> {
+        let fail = |why: &str| self.bad_output(why, answer);
+        let result: Value = serde_json::from_slice(&answer.out)
             .ok()
             .filter(Value::is_object)
             .ok_or_else(|| fail("it succeeded, but printed no result"))?;
@@ -77,9 +87,9 @@ impl Call<'_> {
     }
 
     /// Returns the error for a plugin that succeeded and did not print what it should have.
-    pub(super) fn bad_output(&self, why: &str, out: &[u8]) -> Error {
-        let program = exec::find(&self.plugin.kind, self.directories).unwrap_or_default();
-        self.failed(&program, RunError::new(format!("{why}{}", exec::quoted(out, b""))))
+    pub(super) fn bad_output(&self, why: &str, answer: &Answer) -> Error {
+        let Answer { program, out } = answer;
+        self.failed(program, RunError::new(format!("{why}{}", exec::quoted(out, b""))))
     }
 
     fn failed(&self, program: &Path, error: RunError) -> Error {
@@ -98,8 +108,13 @@ impl Call<'_> {
 ///
 /// # Errors
 /// Says where the program was looked for.
-pub(super) fn program(network: &Network, name: &str, directories: &[PathBuf]) -> Result<PathBuf, Error> {
-    exec::find(name, directories).ok_or_else(|| {
+pub(super) async fn program(
+    network: &Network,
+    name: &str,
+    directories: &[PathBuf],
+) -> Result<PathBuf, Error> {
+    let (wanted, places) = (name.to_owned(), directories.to_owned());
+    blocking::run(move || exec::find(&wanted, &places)).await.ok_or_else(|| {
         let shown: Vec<String> =
             directories.iter().map(|directory| directory.display().to_string()).collect();
         Error::Missing {

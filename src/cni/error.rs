@@ -37,8 +37,6 @@ pub(crate) enum Error {
     Io { doing: &'static str, path: PathBuf, source: io::Error },
     #[error("the plugins of the built-in network did not {doing} within {limit:?}; trying again later")]
     Timeout { doing: &'static str, limit: Duration },
-    #[error("file access was interrupted")]
-    Aborted,
 }
 
 /// The failure of a plugin to do what it was asked for.

@@ -42,12 +42,12 @@ pub(crate) use self::result::AddResult;
 
 use self::call::{Call, program};
 use self::network::Plugin;
-use self::record::{Phase, Record, blocking};
+use self::record::{Phase, Record};
 use self::status::StatusCache;
 use self::version::Version;
 use self::version_cache::PluginVersionCache;
 use crate::sys::error_chain::Chained;
-use crate::sys::netns;
+use crate::sys::{blocking, netns};
 
 /// Maximum number of attachments that are checked at once: an agent recovers all tasks of a node one right after the
 /// other.
@@ -106,10 +106,10 @@ impl Cni {
             None => self.default.network()?,
             Some(name) => {
                 let (directory, name) = (self.config_dir.clone(), name.to_owned());
-                blocking(move || conf_file::find(&directory, &name)).await?
+                blocking::run(move || conf_file::find(&directory, &name)).await?
             }
         };
-        self.check_programs(&network)?;
+        self.check_programs(&network).await?;
         if network.versions.len() > 1 {
             let calls: Vec<_> =
                 network.plugins.iter().map(|plugin| self.call(&network, plugin, "VERSION")).collect();
@@ -130,7 +130,7 @@ impl Cni {
     ) -> Result<AddResult, Error> {
         let conf = attachment.runtime_conf(network)?;
         let network = &network.without_idle_plugins(&conf.capability_args);
-        self.check_programs(network)?;
+        self.check_programs(network).await?;
         let _guard = self.hold_off_gc(network).await;
         let mut attached = Record {
             phase: Phase::Adding,
@@ -146,10 +146,10 @@ impl Cni {
             let conf = &attached.conf;
             let request = plugin.request(network, &conf.capability_args, attached.result.as_ref());
             let call = Call { conf: Some(conf), ..self.call(network, plugin, "ADD") };
-            let out = call.execute(request).await?;
-            let result = call.result(&out)?;
+            let answer = call.execute(request).await?;
+            let result = call.result(&answer)?;
             added = AddResult::read(&result, &conf.if_name)
-                .map_err(|why| call.bad_output(&format!("its result is invalid: {why}"), &out))?;
+                .map_err(|why| call.bad_output(&format!("its result is invalid: {why}"), &answer))?;
             attached.result = Some(result);
             attached.completed += 1;
             if attached.completed == network.plugins.len() {
@@ -256,9 +256,13 @@ impl Cni {
     ///
     /// # Errors
     /// Quotes the words of all plugins that failed.
-    pub(crate) async fn gc(&self, valid: impl FnOnce() -> Option<Vec<ValidAttachment>>) -> Result<(), Error> {
+    pub(crate) async fn gc(
+        &self,
+        valid: impl FnOnce() -> Option<Vec<ValidAttachment>> + Send + 'static,
+    ) -> Result<(), Error> {
         let leases = self.default.leases.join(&self.default.name);
-        if !leases.exists() {
+        let directory = leases.clone();
+        if !blocking::run(move || directory.exists()).await {
             return Ok(());
         }
         let network = self.network(None).await?;
@@ -266,7 +270,7 @@ impl Cni {
             tracing::debug!("the built-in network is in use; its unused addresses are collected later");
             return Ok(());
         };
-        let Some(valid) = valid() else { return Ok(()) };
+        let Some(valid) = blocking::run(valid).await else { return Ok(()) };
         // Tasks wait for the collection; a plugin that is cut off here is killed.
         let collected =
             tokio::time::timeout(self.deadline, self.release_stale(&network, leases, &valid)).await;
@@ -279,7 +283,7 @@ impl Cni {
         leases: PathBuf,
         valid: &[ValidAttachment],
     ) -> Result<(), Error> {
-        let holders = blocking(move || ipam::holders(&leases)).await?;
+        let holders = blocking::run(move || ipam::holders(&leases)).await?;
         let mut errors = Vec::new();
         for stale in holders.into_iter().filter(|holder| !valid.contains(holder)) {
             tracing::warn!(container = stale.container_id, "releasing an address that no task uses");
@@ -309,11 +313,11 @@ impl Cni {
         self.directories.iter().chain(others).cloned().collect()
     }
 
-    fn check_programs(&self, network: &Network) -> Result<(), Error> {
-        network
-            .programs()
-            .into_iter()
-            .try_for_each(|name| program(network, name, &self.directories).map(drop))
+    async fn check_programs(&self, network: &Network) -> Result<(), Error> {
+        for name in network.programs() {
+            program(network, name, &self.directories).await?;
+        }
+        Ok(())
     }
 
     fn call<'a>(&'a self, network: &'a Network, plugin: &'a Plugin, command: &'static str) -> Call<'a> {

@@ -18,6 +18,7 @@ use super::ValidAttachment;
 use super::attachment::RuntimeConf;
 use super::error::Error;
 use super::network::Network;
+use crate::sys::blocking;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Record {
@@ -62,7 +63,7 @@ impl Record {
     /// Reads a record; `None` if there is none.
     pub(super) async fn read(path: &Path) -> Result<Option<Self>, Error> {
         let path = path.to_owned();
-        blocking(move || {
+        blocking::run(move || {
             let text = match fs::read(&path) {
                 Ok(text) => text,
                 Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
@@ -79,7 +80,7 @@ impl Record {
     pub(super) async fn write(&self, path: &Path) -> Result<(), Error> {
         let (path, new) = (path.to_owned(), path.with_extension("new"));
         let text = serde_json::to_vec(self).map_err(Error::io("write", &path))?;
-        blocking(move || {
+        blocking::run(move || {
             let mut options = fs::OpenOptions::new();
             let file = options.write(true).create(true).truncate(true).mode(0o600).open(&new);
             file.and_then(|mut file| {
@@ -94,7 +95,7 @@ impl Record {
 
     pub(super) async fn remove(path: &Path) -> Result<(), Error> {
         let (path, new) = (path.to_owned(), path.with_extension("new"));
-        blocking(move || {
+        blocking::run(move || {
             for path in [new, path] {
                 match fs::remove_file(&path) {
                     Err(error) if error.kind() != ErrorKind::NotFound => {
@@ -107,12 +108,6 @@ impl Record {
         })
         .await
     }
-}
-
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
-    tokio::task::spawn_blocking(work).await.map_err(|_| Error::Aborted)?
 }
 
 #[cfg(test)]

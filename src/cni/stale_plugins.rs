@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::error::Error;
+use crate::sys::blocking;
 use crate::sys::pidfd::ProcessHandle;
 use crate::sys::procfs::{ProcessId, all_pids, environment, shares_our_pids};
 
@@ -44,7 +45,7 @@ pub(super) async fn kill_stale(container_id: &str) -> Result<(), Error> {
     let mark = format!("CNI_CONTAINERID={container_id}");
     let until = Instant::now() + KILL_TIMEOUT;
     loop {
-        let candidates = super::record::blocking(|| Ok(candidates())).await?;
+        let candidates = blocking::run(candidates).await;
         let is_one = {
             let mark = mark.clone();
             move |process: ProcessId| open_if_marked(process, &mark)

@@ -16,6 +16,7 @@ use super::call::{Call, program};
 use super::error::{Error, join_versions};
 use super::network::Network;
 use super::version::Version;
+use crate::sys::blocking;
 
 #[derive(Debug, Default)]
 pub(super) struct PluginVersionCache {
@@ -59,15 +60,18 @@ impl PluginVersionCache {
     }
 
     async fn supported_by(&self, call: &Call<'_>) -> Result<Vec<Version>, Error> {
-        let program = program(call.network, &call.plugin.kind, call.directories)?;
-        let modified = fs::metadata(&program).and_then(|program| program.modified()).ok();
+        let program = program(call.network, &call.plugin.kind, call.directories).await?;
+        let file = program.clone();
+        let modified = move || fs::metadata(&file).and_then(|file| file.modified()).ok();
+        let modified = blocking::run(modified).await;
         let cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner).get(&program).cloned();
         if let Some(cached) = cached.filter(|cached| cached.modified == modified) {
             return Ok(cached.versions);
         }
-        let out = call.execute(Map::from_iter([("cniVersion".to_owned(), json!(Version::NEWEST))])).await?;
-        let VersionResult { supported_versions } = serde_json::from_slice(&out)
-            .map_err(|error| call.bad_output(&format!("it did not report its versions: {error}"), &out))?;
+        let answer =
+            call.execute(Map::from_iter([("cniVersion".to_owned(), json!(Version::NEWEST))])).await?;
+        let VersionResult { supported_versions } = serde_json::from_slice(&answer.out)
+            .map_err(|error| call.bad_output(&format!("it did not report its versions: {error}"), &answer))?;
         let versions: Vec<Version> = supported_versions.iter().filter_map(|text| text.parse().ok()).collect();
         let cached = CachedVersions { modified, versions: versions.clone() };
         self.cached.lock().unwrap_or_else(PoisonError::into_inner).insert(program, cached);

@@ -4,16 +4,16 @@
 
 use std::error::Error as _;
 use std::ops::Deref;
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use reqwest::redirect::Policy;
 use reqwest::{Client, ClientBuilder, Response};
+use tokio::sync::OnceCell;
 
 use super::hosts::{Settings, is_loopback};
 use super::tls;
 use crate::image::ImageError;
-use crate::sys::os_error;
+use crate::sys::{blocking, os_error};
 
 const CONNECT: Duration = Duration::from_secs(10);
 
@@ -21,8 +21,8 @@ const CONNECT: Duration = Duration::from_secs(10);
 /// from its loopback.
 #[derive(Default)]
 pub(super) struct Http {
-    remote: OnceLock<Client>,
-    loopback: OnceLock<Client>,
+    remote: OnceCell<Client>,
+    loopback: OnceCell<Client>,
 }
 
 impl Http {
@@ -30,15 +30,13 @@ impl Http {
     ///
     /// # Errors
     /// This machine has no usable root certificates; once it has, the same call succeeds.
-    pub(super) fn for_host(&self, host: &str) -> Result<&Client, ImageError> {
+    pub(super) async fn for_host(&self, host: &str) -> Result<&Client, ImageError> {
         let is_loopback = is_loopback(host);
         let cell = if is_loopback { &self.loopback } else { &self.remote };
-        if let Some(client) = cell.get() {
-            return Ok(client);
-        }
-        let made = if is_loopback { loopback_client() } else { basis().build() };
-        let made = made.map_err(|error| unusable(&error))?;
-        Ok(cell.get_or_init(|| made))
+        // Reads certificates.
+        let make = move || if is_loopback { loopback_client() } else { basis().build() };
+        let made = cell.get_or_try_init(|| blocking::run(make)).await;
+        made.map_err(|error| unusable(&error))
     }
 }
 

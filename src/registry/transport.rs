@@ -79,7 +79,7 @@ impl HostTransport {
                 let settings = Settings { tls, ..Settings::default() };
                 cell.get_or_try_init(|| made(name.to_owned(), settings)).await
             }
-            _ => self.http.for_host(name),
+            _ => self.http.for_host(name).await,
         }
     }
 

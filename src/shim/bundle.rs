@@ -26,7 +26,7 @@ use serde::de::DeserializeOwned;
 
 use super::{Error, Shim};
 use crate::gvisor;
-use crate::sys::mount_table;
+use crate::sys::{blocking, mount_table};
 
 /// Specification that a shim is started with before the container's is known: a shim's `start` reads the annotations
 /// only.
@@ -59,6 +59,15 @@ impl Bundle {
 
     pub(crate) fn directory(&self) -> &Path {
         &self.directory
+    }
+
+    /// Works on the bundle on a thread that may wait for its disk.
+    pub(crate) async fn off_thread<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Self) -> T + Send + 'static,
+    ) -> T {
+        let bundle = self.clone();
+        blocking::run(move || work(&bundle)).await
     }
 
     /// Opens the directory.

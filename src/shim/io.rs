@@ -24,6 +24,7 @@ use nix::unistd::mkfifo;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
 use tokio::net::unix::pipe;
+use tokio::runtime::Handle;
 
 use super::Error;
 use crate::sys::host_files;
@@ -291,8 +292,11 @@ impl ExecPipes {
 
 impl Drop for ExecPipes {
     fn drop(&mut self) {
-        for path in self.paths() {
-            let _ = std::fs::remove_file(path);
+        let paths: Vec<_> = self.paths().map(Path::to_owned).collect();
+        let remove = move || paths.iter().for_each(|path| drop(std::fs::remove_file(path)));
+        match Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(remove)),
+            Err(_) => remove(),
         }
     }
 }
@@ -446,6 +450,8 @@ mod tests {
         let _ends = pipes.open().unwrap();
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 3);
         drop(pipes);
-        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+        while std::fs::read_dir(directory.path()).unwrap().count() > 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
 }

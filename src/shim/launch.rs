@@ -21,11 +21,12 @@ use shim_protos::{Bootstrap, StartInput, StartParams};
 use tokio::io::AsyncReadExt as _;
 use tokio::process::Command;
 
-use super::processes::blocking;
+use super::processes::blocking as looked_at;
 use super::runtime::{find_shim, is_executable};
 use super::start_inputs::{FileId, StartInputs};
 use super::{Bundle, DEFAULT_PATH, Error, EventSocket, Family, excerpt};
 use crate::gvisor;
+use crate::sys::blocking;
 use crate::sys::os_error::{is_transient, reports_transient};
 use crate::sys::process_group::ProcessGroup;
 
@@ -79,7 +80,7 @@ impl Launcher {
         inherited: &[OwnedFd],
     ) -> Result<Bootstrap, Error> {
         let at = self.binary.clone();
-        let binary = blocking(move || FileId::of(&at)).await.ok().flatten();
+        let binary = looked_at(move || FileId::of(&at)).await.ok().flatten();
         let form = match self.start_inputs.of(binary) {
             Some(form) => form,
             None => self.form_by_version(bundle, id).await,
@@ -89,7 +90,7 @@ impl Launcher {
             Err(first_error @ Error::Binary { transient: false, .. }) => {
                 // A binary that fails may have left a shim.
                 self.kill_stale_shims(bundle, id).await;
-                self.remove_socket(id);
+                self.remove_socket(id).await;
                 let other = self.start_with(form.other(), bundle, id, inherited, until).await;
                 (other.map_err(|error| first_error.merge_attempts(error))?, form.other())
             }
@@ -109,8 +110,10 @@ impl Launcher {
     ) -> Result<Bootstrap, Error> {
         let out = bundle.directory().join("start.out");
         let err = bundle.directory().join("start.err");
-        let stdout = File::create(&out).map_err(Error::file("create", &out))?;
-        let stderr = File::create(&err).map_err(Error::file("create", &err))?;
+        let files = [out.clone(), err.clone()];
+        let create = |file: &PathBuf| File::create(file).map_err(Error::file("create", file));
+        let made = blocking::run(move || Ok::<_, Error>((create(&files[0])?, create(&files[1])?)));
+        let (stdout, stderr) = made.await?;
         let mut command = self.command(&self.binary, bundle, id, stdout.into(), stderr.into());
         command.args(["-publish-binary", "/bin/true", "start"]);
         let events = match self.family {
@@ -141,9 +144,10 @@ impl Launcher {
         }
         let status = self.run(command, "start", id, until.saturating_duration_since(Instant::now())).await?;
         if !status.success() {
-            return Err(self.failed("start", id, &status, &err));
+            return Err(self.failed("start", id, status, err).await);
         }
-        let answer = excerpt::head(&out, MAX_ANSWER_BYTES).map_err(Error::file("read", &out))?;
+        let read = move || excerpt::head(&out, MAX_ANSWER_BYTES).map_err(Error::file("read", &out));
+        let answer = blocking::run(read).await?;
         Bootstrap::parse(&answer).map_err(|source| Error::Answer {
             binary: self.binary.clone(),
             id: id.to_owned(),
@@ -183,9 +187,13 @@ impl Launcher {
     /// # Errors
     /// With the binary's stderr.
     pub(crate) async fn delete(&self, bundle: &Bundle, id: &str) -> Result<(), Error> {
-        bundle.prepare_for_delete()?;
         let err = bundle.directory().join("delete.err");
-        let stderr = File::create(&err).map_or_else(
+        let at = err.clone();
+        let prepare = move |bundle: &Bundle| {
+            bundle.prepare_for_delete()?;
+            Ok::<_, Error>(File::create(at))
+        };
+        let stderr = bundle.off_thread(prepare).await?.map_or_else(
             |error| {
                 // A full disk must not prevent the kill.
                 tracing::warn!(container = id, %error, "can't record the output of the shim's clean-up");
@@ -193,18 +201,22 @@ impl Launcher {
             },
             Stdio::from,
         );
-        let binary = self.existing_binary().await;
+        let binary = self.existing_binary(bundle).await;
         let mut command = self.command(&binary, bundle, id, Stdio::null(), stderr);
         command.args(["-publish-binary", "/bin/true", "-bundle"]).arg(bundle.directory()).arg("delete");
         let status = self.run(command, "delete", id, DELETE_TIMEOUT).await?;
-        if status.success() { Ok(()) } else { Err(self.failed("delete", id, &status, &err)) }
+        if status.success() { Ok(()) } else { Err(self.failed("delete", id, status, err).await) }
     }
 
-    /// Returns the binary, or that of the configured runtime if the binary is gone.
-    async fn existing_binary(&self) -> PathBuf {
-        let (binary, runtime) = (self.binary.clone(), self.runtime.clone());
-        let look = move || if is_executable(&binary) { None } else { find_shim(&runtime).ok() };
-        blocking(look).await.ok().flatten().unwrap_or_else(|| self.binary.clone())
+    /// Returns the binary that the bundle names, or else this launcher's; or that of the configured runtime if it is
+    /// gone.
+    async fn existing_binary(&self, bundle: &Bundle) -> PathBuf {
+        let (otherwise, runtime) = (self.binary.clone(), self.runtime.clone());
+        let find = move |bundle: &Bundle| {
+            let binary = bundle.shim_binary().unwrap_or(otherwise);
+            if is_executable(&binary) { binary } else { find_shim(&runtime).unwrap_or(binary) }
+        };
+        bundle.off_thread(find).await
     }
 
     fn command(&self, binary: &Path, bundle: &Bundle, id: &str, stdout: Stdio, stderr: Stdio) -> Command {
@@ -249,11 +261,11 @@ impl Launcher {
         }
     }
 
-    fn failed(&self, action: &'static str, id: &str, status: &ExitStatus, stderr: &Path) -> Error {
-        let words = end_of_output(stderr);
+    async fn failed(&self, action: &'static str, id: &str, status: ExitStatus, stderr: PathBuf) -> Error {
+        let words = blocking::run(move || end_of_output(&stderr)).await;
         let words = words.trim();
         let failure = if words.is_empty() {
-            self.failure(action, id, status)
+            self.failure(action, id, &status)
         } else {
             self.failure(action, id, &format_args!("{status}: {words}"))
         };
@@ -273,11 +285,11 @@ impl Launcher {
 
     /// Removes the socket of a shim that was cut off before it was written down in the bundle: the socket's name is a
     /// hash of what the shim was started with.
-    pub(crate) fn remove_socket(&self, id: &str) {
+    pub(crate) async fn remove_socket(&self, id: &str) {
         let Self { binary: _, runtime: _, namespace, address, events: _, start_inputs: _, family: _ } = self;
         let hash = Sha256::digest(format!("{address}/{namespace}/{id}"));
         let name: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
-        let _ = std::fs::remove_file(Path::new(SOCKET_DIRECTORY).join(name));
+        blocking::run(move || drop(std::fs::remove_file(Path::new(SOCKET_DIRECTORY).join(name)))).await;
     }
 }
 

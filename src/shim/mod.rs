@@ -24,6 +24,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use shim_protos::{Bootstrap, BootstrapError, CallError};
 
+use crate::sys::blocking;
 use crate::sys::os_error::{is_transient, reports_transient};
 use crate::sys::process_end::SERVANT_OOM_SCORE_ADJ;
 use crate::sys::procfs::ProcessId;
@@ -80,8 +81,9 @@ impl Shim {
     }
 
     /// Removes the shim's socket: a shim that is killed leaves it behind.
-    pub(crate) fn remove_socket(&self) {
-        let _ = std::fs::remove_file(&self.bootstrap.socket);
+    pub(crate) async fn remove_socket(&self) {
+        let socket = self.bootstrap.socket.clone();
+        blocking::run(move || drop(std::fs::remove_file(socket))).await;
     }
 }
 

@@ -2,6 +2,7 @@
 //! functions that the other rooms can't misuse. Knows none of the other rooms: no tasks, containers or options.
 
 pub(crate) mod async_fd;
+pub(crate) mod blocking;
 pub(crate) mod error_chain;
 pub(crate) mod host_files;
 pub(crate) mod host_path;

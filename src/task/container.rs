@@ -74,11 +74,8 @@ impl ContainerHandles {
     /// Returns the handles to a container of which only the id is known. The path of its shim's binary matters only
     /// where that shim no longer answers; the bundle has it, or else there is no shim.
     pub(super) fn by_id(settings: &Settings, id: &str) -> Self {
-        let mut container = Self::of(settings, id, PathBuf::new());
         // The name of the runtime is no path of a program, so the launcher looks for the configured one.
-        let otherwise = || PathBuf::from(&settings.config.containerd_runtime);
-        container.launcher.binary = container.bundle.shim_binary().unwrap_or_else(otherwise);
-        container
+        Self::of(settings, id, PathBuf::from(&settings.config.containerd_runtime))
     }
 }
 

@@ -15,6 +15,8 @@ use super::exec::noted_process;
 use super::restore::restored_init;
 use super::runtime::gvisor_state;
 use crate::cgroup;
+use crate::shim::Bundle;
+use crate::sys::blocking;
 use crate::sys::error_chain::Chained;
 use crate::sys::pidfd::ProcessHandle;
 use crate::sys::procfs::ProcessId;
@@ -81,9 +83,9 @@ impl ContainerHandles {
         let _guard = self.ending.lock().await;
         // There may be a shim that nobody got to write down, or one that no longer answers.
         self.launcher.kill_stale_shims(&self.bundle, &self.id).await;
-        self.launcher.remove_socket(&self.id);
+        self.launcher.remove_socket(&self.id).await;
         let group = self.group_off_thread().await;
-        if !self.bundle.may_have_container() {
+        if !self.bundle.off_thread(Bundle::may_have_container).await {
             return self.forget_what_no_bundle_has().await;
         }
         if let Some(path) = group.own()
@@ -137,7 +139,8 @@ impl ContainerHandles {
     pub(super) async fn keep_ending(self) {
         loop {
             tokio::time::sleep(TRIED_AGAIN).await;
-            if !self.bundle.exists() || self.is_taken_down() || self.end_without_shim().await.is_ok() {
+            let is_gone = !self.bundle.off_thread(Bundle::exists).await;
+            if is_gone || self.is_taken_down() || self.end_without_shim().await.is_ok() {
                 return;
             }
         }
@@ -167,8 +170,14 @@ impl ContainerHandles {
                 rest_of(group, path, listed(path).await)
             }
             // The shim writes its note as soon as the container has a process.
-            Group::Unknown if !self.init_note().exists() => Remaining::Nothing,
-            Group::Unknown => Remaining::Another("its cgroup is not known".to_owned()),
+            Group::Unknown => {
+                let note = self.init_note();
+                if blocking::run(move || note.exists()).await {
+                    Remaining::Another("its cgroup is not known".to_owned())
+                } else {
+                    Remaining::Nothing
+                }
+            }
             Group::Unreadable(why) => Remaining::Unknown(format!("its cgroup can't be determined: {why}")),
         }
     }

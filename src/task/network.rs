@@ -25,6 +25,7 @@ use super::{Phase, Settings, Task, Tasks};
 use crate::cni::{self, AddResult, Attachment, Capabilities, PortMapping, Protocol};
 use crate::config::{Bandwidth, Network, NetworkOptions, OwnNetworkOptions, Rate};
 use crate::spec::NetNamespace;
+use crate::sys::blocking;
 use crate::sys::error_chain::Chained;
 use crate::sys::netns;
 use crate::sys::pidfd::Init;
@@ -382,7 +383,8 @@ impl ContainerHandles {
     /// Logs a warning if the task's network is no longer as it was made.
     pub(super) async fn check_network(&self) {
         let record = self.bundle.network_record();
-        if record.exists()
+        let path = record.clone();
+        if blocking::run(move || path.exists()).await
             && let Err(error) = self.cni.check(&record).await
         {
             tracing::warn!(container = self.id, error = %error.chain(), "the task's network was changed or removed; restart the task");

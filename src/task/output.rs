@@ -16,7 +16,8 @@ use super::supervisor::LOG_DRAIN_TIMEOUT;
 use super::{DriverState, Phase, Settings, Tasks};
 use crate::config::{LogCollection, LogLimits, TaskOptions};
 use crate::logs::{Limits, LogCollector, LogEvent, Stream, Target, WriterPool};
-use crate::shim::{Bundle, DEV_NULL, HeldPipes, LogPaths};
+use crate::shim::{self, Bundle, DEV_NULL, HeldPipes, LogPaths};
+use crate::sys::blocking;
 use crate::sys::error_chain::Chained;
 
 /// Pause between retries of collecting a recovered task's output.
@@ -79,9 +80,11 @@ impl Output {
     ///
     /// # Errors
     /// Names the pipe that can't be made.
-    pub(super) fn make_own(&self) -> Result<(HeldPipes, Vec<OwnedFd>)> {
-        let held = self.logs.make()?;
-        Ok((held, self.logs.readers()?.into_iter().flatten().collect()))
+    pub(super) async fn make_own(&self) -> Result<(HeldPipes, Vec<OwnedFd>)> {
+        let logs = self.logs.clone();
+        let made = blocking::run(move || Ok::<_, shim::Error>((logs.make()?, logs.readers()?)));
+        let (held, readers) = made.await?;
+        Ok((held, readers.into_iter().flatten().collect()))
     }
 }
 
@@ -102,7 +105,9 @@ impl Tasks {
             .get_or_try_init(|| std::future::ready(WriterPool::new()))
             .await
             .map_err(failed)?;
-        let pipes = [Stream::Stdout, Stream::Stderr].into_iter().zip(driver_state.logs.readers()?);
+        let logs = driver_state.logs.clone();
+        let readers = blocking::run(move || logs.readers()).await?;
+        let pipes = [Stream::Stdout, Stream::Stderr].into_iter().zip(readers);
         let pipes = pipes.filter_map(|(stream, pipe)| Some((stream, pipe?))).collect();
         let (task_events, container) = (task_events.clone(), driver_state.container_id.clone());
         let tell = move |event: LogEvent| {

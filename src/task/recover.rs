@@ -17,7 +17,7 @@ use super::exec::StaleExecs;
 use super::runtime::renew_wrapper;
 use super::supervisor::Supervision;
 use super::{DriverState, Identity, Settings, Task, Tasks};
-use crate::shim::{self, Connection, Family};
+use crate::shim::{self, Bundle, Connection, Family};
 use crate::sys::error_chain::Chained;
 use crate::sys::pidfd::Init;
 use crate::sys::procfs::{ProcessId, Stat};
@@ -93,8 +93,8 @@ async fn find(
     }
     let restored = container.restore_off_thread().await;
     let directory = container.bundle.directory();
-    if let Some(why) = refusal(container.bundle.is_marked_for_removal(), restored, is_of_this_boot, directory)
-    {
+    let is_marked = container.bundle.off_thread(Bundle::is_marked_for_removal).await;
+    if let Some(why) = refusal(is_marked, restored, is_of_this_boot, directory) {
         return Err(Error::failed(why));
     }
     let bundle = container.bundle.clone();

@@ -127,9 +127,7 @@ where
     E: Send + 'static,
     Error: From<E>,
 {
-    let bundle = bundle.clone();
-    let changed = tokio::task::spawn_blocking(move || change(&bundle)).await;
-    Ok(changed.map_err(|error| Error::failed(error).context("change the bundle"))??)
+    Ok(bundle.off_thread(change).await?)
 }
 
 fn record_end_of_processes(bundle: &Bundle) -> Result<()> {
@@ -163,7 +161,7 @@ impl ContainerHandles {
         let Self { id, bundle, containerd, .. } = self;
         self.restore_at_last().await;
         // Somebody may have removed the bundle from under a container that runs.
-        if bundle.exists() {
+        if bundle.off_thread(Bundle::exists).await {
             // A disk that takes no mark keeps no process from being killed; until the bundle has the mark, its
             // container is found and taken down as an orphan is.
             let marked = on_disk(bundle, Bundle::mark_for_removal).await;
@@ -189,7 +187,7 @@ impl ContainerHandles {
     }
 
     async fn end_processes(&self, timeline: &Timeline) -> Result<()> {
-        let shim = self.bundle.read_shim();
+        let shim = self.bundle.off_thread(Bundle::read_shim).await;
         let removed = match &shim {
             Some(shim) => self.end_by_shim(shim, timeline).await.unwrap_or_else(|error| {
                 tracing::warn!(container = self.id, error = %error.chain(), "the shim can't kill its container");
@@ -203,9 +201,9 @@ impl ContainerHandles {
             self.end_without_shim().await?;
         }
         if let Some(shim) = shim {
-            shim.remove_socket();
+            shim.remove_socket().await;
             // Some shims leave their own socket behind, and a handle may have another path for it.
-            self.launcher.remove_socket(&self.id);
+            self.launcher.remove_socket(&self.id).await;
         }
         Ok(())
     }

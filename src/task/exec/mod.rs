@@ -9,6 +9,7 @@ mod runtimes;
 mod script;
 mod stale;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
@@ -24,6 +25,7 @@ use super::{Task, supervisor};
 use crate::cgroup::Cgroup;
 use crate::shim::{self, Bundle, Connection, ExecEnds, ExecIo, ExecPipes};
 use crate::spec;
+use crate::sys::blocking;
 use crate::sys::error_chain::Chained;
 use crate::sys::pidfd::Init;
 pub(crate) use error::ExecRefused;
@@ -172,7 +174,10 @@ impl Start {
             tty,
         };
         // The shim opens no pipe before the start.
-        let (declared, ends) = tokio::join!(connection.exec(&exec_id, &process, io), async { pipes.open() });
+        let pipes = Arc::new(pipes);
+        let made = Arc::clone(&pipes);
+        let open = blocking::run(move || made.open());
+        let (declared, ends) = tokio::join!(connection.exec(&exec_id, &process, io), open);
         declared?;
         let mut guard = Guard::of(connection.clone(), exec_id.clone(), cgroup.clone());
         let ExecEnds { stdin, stdout, stderr } = ends?;
@@ -326,7 +331,7 @@ struct Running {
     /// First process; `None` while the command is being started, or if it could not be.
     root: Option<Root>,
     /// Pipes whose names stay until the shim has forgotten the command.
-    pipes: Option<ExecPipes>,
+    pipes: Option<Arc<ExecPipes>>,
 }
 
 impl Guard {
@@ -335,7 +340,7 @@ impl Guard {
         Self { running: Some(running), over: false }
     }
 
-    fn started(&mut self, root: Option<Root>, pipes: Option<ExecPipes>) {
+    fn started(&mut self, root: Option<Root>, pipes: Option<Arc<ExecPipes>>) {
         if let Some(running) = &mut self.running {
             (running.root, running.pipes) = (root, pipes);
         }

@@ -104,8 +104,8 @@ struct SweepState {
 /// records.
 async fn collect_addresses(settings: &Settings) {
     let attached = |container_id| ValidAttachment { container_id, if_name: INTERFACE.to_owned() };
-    let valid =
-        || Some(bundles(&settings.config.state_dir, NAMESPACE).ok()?.into_iter().map(attached).collect());
+    let state_dir = settings.config.state_dir.clone();
+    let valid = move || Some(bundles(&state_dir, NAMESPACE).ok()?.into_iter().map(attached).collect());
     if let Err(error) = settings.cni.gc(valid).await {
         tracing::warn!(error = %error.chain(), "can't release addresses that no task uses");
     }

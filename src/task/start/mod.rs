@@ -41,7 +41,7 @@ use crate::cgroup::{self, Limit};
 use crate::config::Sharing;
 use crate::containerd::{Image, Record};
 use crate::image::user;
-use crate::shim::{self, BundleEventSocket, Connection, Family, HeldPipes, Shim};
+use crate::shim::{self, Bundle, BundleEventSocket, Connection, Family, HeldPipes, Shim};
 use crate::spec::{self, BoundFile, StagedSource};
 use crate::sys::error_chain::Chained;
 use disk_full::is_full;
@@ -137,7 +137,7 @@ async fn run(
             };
             let container = own_container.unwrap_or_else(|| ContainerHandles::by_id(&settings, id));
             // Nothing is made before the bundle.
-            if container.bundle.exists()
+            if container.bundle.off_thread(Bundle::exists).await
                 && let Err(error) = container.tear_down().await
             {
                 tracing::warn!(task = config.id, error = %error.chain(), "the rest of a failed start is removed later");
@@ -200,7 +200,7 @@ impl Start<'_> {
         let output = Output::of(self.settings, &self.plan.options, self.config, &self.container.bundle);
         output.logs.check_writable_by(&self.container.launcher.binary, self.plan.options.process.tty)?;
         let nomads = output.hold_nomads().await?;
-        if self.container.bundle.exists() {
+        if self.container.bundle.off_thread(Bundle::exists).await {
             // Left by a start that the plugin did not survive.
             ContainerHandles::by_id(self.settings, &self.container.id).tear_down().await?;
         }
@@ -211,18 +211,20 @@ impl Start<'_> {
         let timeline = self.timeline;
         let hold = self.tasks.image_uses.hold(&self.plan.image.name()).await;
         let (image, _permit) = Box::pin(self.image_and_permit(&pull_options, caller)).await?;
-        timeline
-            .step("bundle", async { self.container.bundle.create(&self.container.launcher.binary) })
-            .await?;
-        self.attempt().write(&self.container.bundle)?;
+        let (binary, attempt) = (self.container.launcher.binary.clone(), self.attempt());
+        let make = move |bundle: &Bundle| {
+            bundle.create(&binary)?;
+            attempt.write(bundle)
+        };
+        timeline.step("bundle", self.container.bundle.off_thread(make)).await?;
         let (held, inherited) = match nomads {
             Some(held) => (held, Vec::new()),
-            None => output.make_own()?,
+            None => output.make_own().await?,
         };
         let held = pipes.insert(held);
         // Takes the shim's events until the keeper of the sandbox does.
         let _events = match self.plan.runtime.family {
-            Family::Gvisor => Some(BundleEventSocket::in_bundle(&self.container.bundle)?),
+            Family::Gvisor => Some(self.container.bundle.off_thread(BundleEventSocket::in_bundle).await?),
             Family::Runc | Family::Other => None,
         };
         let given_up = CancellationToken::new();
@@ -285,7 +287,8 @@ impl Start<'_> {
         let connection = timeline.step("shim/connect", Connection::open(&bootstrap, id)).await?;
         let shim_pid = timeline.step("shim/ask", connection.pid_of_fresh_shim()).await?;
         let shim = launcher.identify(bootstrap, bundle, id, shim_pid).await?;
-        bundle.write_shim(&shim)?;
+        let written = shim.clone();
+        bundle.off_thread(move |bundle| bundle.write_shim(&written)).await?;
         Ok((connection, shim))
     }
 
@@ -380,7 +383,9 @@ impl Start<'_> {
         let Output { logs, collected } = output;
         let StartPlan { options: requested, cgroup, runtime, .. } = self.plan;
         let (bundle, timeline) = (&self.container.bundle, self.timeline);
-        timeline.step("spec", async { bundle.write_spec(&spec) }).await?;
+        let spec = Arc::new(spec);
+        let written = Arc::clone(&spec);
+        timeline.step("spec", bundle.off_thread(move |bundle| bundle.write_spec(&written))).await?;
         let limits = limits(&spec);
         shim.set_oom_score_of_task(spec::oom_score_adj(&requested.limits, &self.settings.config.limits));
         let rootfs = mounts.into_iter().map(shim_mount).collect();
@@ -391,6 +396,7 @@ impl Start<'_> {
         let create = shim::with_runtime_reason(bundle, create);
         let pid = timeline.step("create", create).await.map_err(|error| naming_program(error, &spec))?;
         let shares_pids = requested.namespaces.pid_mode == Sharing::Host;
+        let spec = Arc::unwrap_or_clone(spec);
         let next_spec = shares_pids.then(|| spec::with_private_pids(spec).map(Box::new)).transpose()?;
         let settled = timeline.step("settle", self.settle(pid, &shim, limits, next_spec));
         let First { id, init, oom_kills } = settled.await?;
@@ -420,7 +426,7 @@ impl Start<'_> {
         };
         let (container, task_events) = (self.container.clone(), self.task_events());
         let log_collector = self.tasks.collect_output(&driver_state, &task_events).await?;
-        bundle.clear_removal_mark()?;
+        bundle.off_thread(Bundle::clear_removal_mark).await?;
         let supervision = Supervision {
             driver_state,
             container,
