@@ -1,7 +1,7 @@
 //! The harness's side of the injector.
 
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -24,8 +24,16 @@ pub struct Injector {
     process: Child,
     reading: JoinHandle<()>,
     requests: ChildStdin,
-    seen: Arc<Mutex<Vec<Point>>>,
+    seen: Arc<Mutex<Seen>>,
     stage: watch::Receiver<Stage>,
+}
+
+/// The points that the plugin has reached, in their order, and those of them at which threads that answer calls may have
+/// waited for a disk.
+#[derive(Default, Clone)]
+struct Seen {
+    points: Vec<Point>,
+    waits: Vec<Point>,
 }
 
 /// How far the injector is.
@@ -53,7 +61,7 @@ impl Injector {
             .context("start the injector")?;
         let requests = process.stdin.take().context("no stdin")?;
         let mut lines = BufReader::new(process.stdout.take().context("no stdout")?).lines();
-        let seen = Arc::<Mutex<Vec<Point>>>::default();
+        let seen = Arc::<Mutex<Seen>>::default();
         let (tell, stage) = watch::channel(Stage::Started);
         let list = Arc::clone(&seen);
         let reading = tokio::spawn(async move {
@@ -62,9 +70,8 @@ impl Injector {
                     Ok(Report::Attached) => drop(tell.send(Stage::Attached)),
                     Ok(Report::Armed) => drop(tell.send(Stage::Armed)),
                     Ok(Report::Reached) => drop(tell.send(Stage::Reached)),
-                    Ok(Report::Point(point)) => {
-                        list.lock().unwrap_or_else(PoisonError::into_inner).push(point);
-                    }
+                    Ok(Report::Point(point)) => lock(&list).points.push(point),
+                    Ok(Report::MayWait(point)) => lock(&list).waits.push(point),
                     Err(_) => break,
                 }
             }
@@ -146,10 +153,17 @@ impl Injector {
     /// Returns the points that the plugin has reached, in their order.
     ///
     /// # Errors
-    /// Fails if there was none, which says that nothing was traced.
+    /// Fails if there was none, which says that nothing was traced; or lists the calls by which threads that answer for
+    /// all tasks may have waited for a disk.
     pub fn points(&self) -> Result<Vec<Point>> {
-        let points = self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Seen { points, waits } = lock(&self.seen).clone();
         ensure!(!points.is_empty(), "the plugin reached no point");
+        let waits: Vec<_> = waits.iter().map(Point::to_string).collect();
+        ensure!(waits.is_empty(), "made on threads that answer calls, and may wait:\n{}", waits.join("\n"));
         Ok(points)
     }
+}
+
+fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
+    seen.lock().unwrap_or_else(PoisonError::into_inner)
 }

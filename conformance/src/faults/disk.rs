@@ -1,4 +1,4 @@
-//! A small disk for a state directory, which can be filled and stopped.
+//! A small disk of a directory, which can be filled and stopped.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -42,10 +42,20 @@ impl Disk {
         let is_on_loop = made.is_ok();
         if let Err(error) = made {
             println!("no disk that can be stopped, so disk-frozen is not tried: {error:#}");
-            let options = format!("size={SIZE_BYTES}");
-            run(Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(at))?;
+            return Self::in_memory(at, SIZE_BYTES);
         }
         Ok(Self { mounted_at: at.to_owned(), root: fs::File::open(at)?, is_on_loop })
+    }
+
+    /// Mounts a file system in memory, which can be filled only.
+    ///
+    /// # Errors
+    /// Fails if it can't be mounted.
+    pub fn in_memory(at: &Path, size_bytes: u64) -> Result<Self> {
+        fs::create_dir_all(at)?;
+        let options = format!("size={size_bytes}");
+        run(Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(at))?;
+        Ok(Self { mounted_at: at.to_owned(), root: fs::File::open(at)?, is_on_loop: false })
     }
 
     /// Takes all the room that is left.

@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use clap::ValueEnum as _;
+use disk::Disk;
 use harness::environment::TestEnvironment;
 use harness::fixture::{Choice, Programs};
 use harness::interrupt::{UnderWay, check};
@@ -28,6 +29,9 @@ use test_bed::TestBed;
 use tokio::runtime::Runtime;
 
 use crate::page;
+
+/// Size of containerd's disk: enough for the images of all cases.
+const CONTAINERD_DISK_BYTES: u64 = 512 * 1024 * 1024;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -151,7 +155,10 @@ fn chosen(args: &Args, scenario: Scenario, points: &[Point]) -> Vec<Trial> {
         .iter()
         .filter(at)
         .flat_map(|point| {
-            faults_at(point).into_iter().filter(is_wanted).map(|fault| Trial { point: point.clone(), fault })
+            faults_at(scenario, point)
+                .into_iter()
+                .filter(is_wanted)
+                .map(|fault| Trial { point: point.clone(), fault })
         })
         .collect();
     // Each scenario has an order of its own: many points are those of all.
@@ -175,6 +182,8 @@ fn hash(seed: u64, text: &str) -> u64 {
 
 /// A test environment with a thread of its own.
 struct Worker {
+    /// The disk of containerd.
+    disk: Arc<Disk>,
     environment: Arc<TestEnvironment>,
     plugin: PathBuf,
     name: String,
@@ -197,15 +206,20 @@ impl Worker {
     fn start(programs: &Programs, plugin: &Path, name: &str) -> Result<Self> {
         let _under_way = UnderWay::begin();
         let environment = TestEnvironment::start_of(programs.clone())?;
+        // It has kept nothing yet.
+        environment.containerd().stop()?;
+        let disk = Disk::in_memory(&environment.containerd().root(), CONTAINERD_DISK_BYTES)?;
+        environment.containerd().start()?;
         let runtime = Runtime::new()?;
-        Ok(Self { environment, plugin: plugin.to_owned(), name: name.to_owned(), test_beds: 0, runtime })
+        let (plugin, name, disk) = (plugin.to_owned(), name.to_owned(), Arc::new(disk));
+        Ok(Self { disk, environment, plugin, name, test_beds: 0, runtime })
     }
 
     fn test_bed(&mut self) -> Result<TestBed> {
         self.test_beds += 1;
         let name = format!("{}{}", self.name, self.test_beds);
         self.runtime
-            .block_on(TestBed::set_up(&self.environment, &self.plugin, name))
+            .block_on(TestBed::set_up(&self.environment, Arc::clone(&self.disk), &self.plugin, name))
             .context("set up a test bed")
     }
 

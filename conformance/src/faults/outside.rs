@@ -1,5 +1,5 @@
-//! Faults outside of the plugin: of shims, runtimes, containerd and what it keeps, the disk, another plugin. Each
-//! begins while the plugin is held at a point, and passes some time after the plugin was let go.
+//! Faults outside of the plugin: of shims, runtimes, containerd and what it keeps, disks, registries, CNI plugins, the
+//! agent, another plugin. Each begins while the plugin is held at a point, and passes some time after the plugin was let go.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -13,18 +13,26 @@ use anyhow::{Context, Result, ensure};
 use clap::ValueEnum as _;
 use clap::builder::PossibleValue;
 use harness::context::CaseContext;
+use harness::fixture::fault_proxy::{Fault as Broken, FaultProxy};
 use harness::leaks::inspect::{Found, active_snapshots, find_processes, listed, socket_of_shim};
 use harness::processes::alive;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use nomad_proto::driver::fingerprint_response::HealthState;
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 use serde_json::Value;
 
 use super::disk::Disk;
-use super::system_calls::OF_NETWORK;
+use super::scenario::Scenario;
+use super::system_calls::{OF_CONTAINERD, OF_NETWORK};
+use crate::cases::support::cni_plugins::Plugins;
 
 /// Time for which a fault lasts.
 pub const FAULT_TIME: Duration = Duration::from_secs(2);
+/// Time after which nobody waits for an answer of containerd any more.
+const LATE: Duration = Duration::from_secs(14);
+/// Number of bytes of each answer that a broken registry sends.
+const SENT_BYTES: u64 = 100;
+/// The CNI plugin that makes the interface.
+const BRIDGE: &str = "bridge";
 /// Pause between two looks for a runtime, which lives for some milliseconds.
 const GLANCE: Duration = Duration::from_millis(2);
 
@@ -59,10 +67,30 @@ pub enum Outside {
     RegistryKilled,
     /// The registry stands still.
     RegistryFrozen,
+    /// The registry's answers end after some bytes.
+    RegistryCuts,
+    /// The registry's answers stall after some bytes.
+    RegistryStalls,
+    /// The registry answers that it is overloaded.
+    RegistryRefuses,
+    /// The registry's answers have no end.
+    RegistryEndless,
+    /// The CNI plugin that makes the interface does nothing, and doesn't end.
+    CniHangs,
+    /// The CNI plugin that makes the interface says that it has made none.
+    CniLies,
+    /// The disk of the allocations has no room.
+    AllocDiskFull,
+    /// The disk of containerd has no room.
+    ContainerdDiskFull,
+    /// containerd stands still for longer than anybody waits for its answer.
+    ContainerdLate,
     /// Another plugin is started on the state directory, by another agent.
     Twin,
     /// The agent dies, and comes again.
     AgentGone,
+    /// The agent dies, and comes again with no memory of the task and of the plugin.
+    AgentForgets,
 }
 
 impl fmt::Display for Outside {
@@ -73,13 +101,33 @@ impl fmt::Display for Outside {
 }
 
 impl Outside {
-    /// Returns whether the fault can be of any effect at a call on an object.
-    pub fn is_possible_at(self, call: &str, object: &str) -> bool {
+    /// Returns whether the fault can be of any effect at a call on an object in a scenario.
+    pub fn is_possible_at(self, scenario: Scenario, call: &str, object: &str) -> bool {
         match self {
             Self::ChildKilled => ["clone", "clone3", "vfork", "wait4", "waitid", "pipe2"].contains(&call),
-            Self::RegistryKilled | Self::RegistryFrozen => object == OF_NETWORK,
+            Self::RegistryKilled
+            | Self::RegistryFrozen
+            | Self::RegistryCuts
+            | Self::RegistryStalls
+            | Self::RegistryRefuses
+            | Self::RegistryEndless => scenario == Scenario::Pull && object == OF_NETWORK,
+            Self::CniHangs | Self::CniLies => scenario == Scenario::Network,
+            Self::AllocDiskFull => object.starts_with("{case}/alloc"),
+            Self::ContainerdDiskFull | Self::ContainerdLate => object == OF_CONTAINERD,
+            Self::ShimBroken => scenario.starts(),
+            Self::AgentForgets => !scenario.is_without_agent() && object.starts_with("socket"),
             _ => true,
         }
+    }
+
+    /// Returns the time for which the fault lasts.
+    pub fn lasts(self) -> Duration {
+        if self == Self::ContainerdLate { LATE } else { FAULT_TIME }
+    }
+
+    /// Returns whether the fault is the agent's, whose calls end with it.
+    pub fn is_agents(self) -> bool {
+        matches!(self, Self::AgentGone | Self::AgentForgets)
     }
 
     /// Returns whether the task may end by the fault.
@@ -91,7 +139,15 @@ impl Outside {
 /// What a fault can be done to, and what it has to leave alone.
 pub struct Surroundings<'a> {
     pub context: &'a CaseContext,
+    /// The disk of the state directory.
     pub disk: &'a Disk,
+    /// The disk of the allocations.
+    pub alloc_disk: &'a Disk,
+    /// The disk of containerd.
+    pub containerd_disk: &'a Disk,
+    /// What stands between the plugin and the registry.
+    pub proxy: &'a FaultProxy,
+    pub cni: &'a Plugins,
     /// The plugin's process.
     pub plugin: i32,
     /// Files that are moved away at the moment.
@@ -118,8 +174,8 @@ impl Surroundings<'_> {
         let containerd = environment.containerd();
         let (mut moved, mut had_effect) = (Vec::new(), true);
         match outside {
-            Outside::ShimKilled => had_effect = self.signal_shims(Signal::SIGKILL),
-            Outside::ShimFrozen => had_effect = self.signal_shims(Signal::SIGSTOP),
+            Outside::ShimKilled => had_effect = self.signal_shims(Signal::KILL),
+            Outside::ShimFrozen => had_effect = self.signal_shims(Signal::STOP),
             Outside::ShimUnreachable => {
                 moved = self
                     .shims()
@@ -134,6 +190,17 @@ impl Surroundings<'_> {
             Outside::ContainerdFrozen => containerd.pause()?,
             Outside::RegistryKilled => environment.registry().stop(),
             Outside::RegistryFrozen => environment.registry().pause()?,
+            Outside::RegistryCuts => self.break_registry(Broken::CutAfter(SENT_BYTES)),
+            Outside::RegistryStalls => self.break_registry(Broken::StallAfter(SENT_BYTES)),
+            Outside::RegistryRefuses => self.break_registry(Broken::Status(503)),
+            Outside::RegistryEndless => self.break_registry(Broken::Endless),
+            Outside::CniHangs => self.replace_cni("sleep 600; exit 1")?,
+            Outside::CniLies => {
+                self.replace_cni(r#""$real" > /dev/null; echo '{"cniVersion": "1.0.0"}'; exit 0"#)?;
+            }
+            Outside::AllocDiskFull => self.alloc_disk.fill()?,
+            Outside::ContainerdDiskFull => self.containerd_disk.fill()?,
+            Outside::ContainerdLate => containerd.pause()?,
             Outside::SnapshotGone => {
                 let keys = active_snapshots(containerd)?;
                 let keys: Vec<_> = keys.iter().filter(|key| *key != self.foreign_container).collect();
@@ -150,7 +217,11 @@ impl Surroundings<'_> {
             }
             Outside::DiskFull => self.disk.fill()?,
             Outside::DiskFrozen => had_effect = self.disk.freeze()?,
-            Outside::RuntimeKilled | Outside::ChildKilled | Outside::Twin | Outside::AgentGone => {}
+            Outside::RuntimeKilled
+            | Outside::ChildKilled
+            | Outside::Twin
+            | Outside::AgentGone
+            | Outside::AgentForgets => {}
         }
         for path in moved {
             fs::rename(&path, away(&path)).with_context(|| format!("move {} away", path.display()))?;
@@ -159,7 +230,7 @@ impl Surroundings<'_> {
         if outside == Outside::ShimBroken {
             let mut options = fs::OpenOptions::new();
             let mut script = options.write(true).create_new(true).mode(0o755).open(self.shim_binary())?;
-            script.write_all(b"#!/bin/sh\nexit 1\n")?;
+            write!(script, "#!/bin/sh\n: > '{}'\nexit 1\n", self.ran().display())?;
         }
         Ok(UnderWay { outside, had_effect })
     }
@@ -170,7 +241,11 @@ impl Surroundings<'_> {
     /// Says what could not be undone, or what a twin did wrong.
     pub async fn pass(&self, mut under_way: UnderWay, options: &Value) -> Result<bool> {
         match under_way.outside {
-            Outside::ShimKilled | Outside::SnapshotGone | Outside::ContentGone | Outside::AgentGone => {}
+            Outside::ShimKilled
+            | Outside::SnapshotGone
+            | Outside::ContentGone
+            | Outside::AgentGone
+            | Outside::AgentForgets => {}
             Outside::RuntimeKilled => {
                 under_way.had_effect = self.kill_first(|pid| self.is_runtime(pid)).await;
             }
@@ -180,21 +255,54 @@ impl Surroundings<'_> {
                 under_way.had_effect = self.kill_first(is_child).await;
             }
             Outside::Twin => self.twin(options).await.context("another plugin on the state directory")?,
-            _ => tokio::time::sleep(FAULT_TIME).await,
+            outside => tokio::time::sleep(outside.lasts()).await,
         }
         tokio::task::block_in_place(|| self.end(&under_way))?;
-        Ok(under_way.had_effect)
+        Ok(under_way.had_effect && self.was_met(under_way.outside))
+    }
+
+    /// Returns whether anybody has run what was replaced, or asked what was broken.
+    fn was_met(&self, outside: Outside) -> bool {
+        match outside {
+            Outside::ShimBroken | Outside::CniHangs | Outside::CniLies => fs::remove_file(self.ran()).is_ok(),
+            Outside::RegistryCuts
+            | Outside::RegistryStalls
+            | Outside::RegistryRefuses
+            | Outside::RegistryEndless => !self.proxy.requests().is_empty(),
+            _ => true,
+        }
+    }
+
+    /// Returns the file that a program makes that has taken another one's place.
+    fn ran(&self) -> PathBuf {
+        self.context.directory().join("ran")
+    }
+
+    fn break_registry(&self, fault: Broken) {
+        self.proxy.clear_requests();
+        self.proxy.inject("", fault);
+    }
+
+    fn replace_cni(&self, script: &str) -> Result<()> {
+        self.cni.replace(BRIDGE, "ADD", &format!(": > '{}'; {script}", self.ran().display()))
     }
 
     fn end(&self, under_way: &UnderWay) -> Result<()> {
         let environment = self.context.environment();
         let containerd = environment.containerd();
         match under_way.outside {
-            Outside::ShimFrozen => drop(self.signal_shims(Signal::SIGCONT)),
+            Outside::ShimFrozen => drop(self.signal_shims(Signal::CONT)),
             Outside::ContainerdKilled => containerd.start()?,
-            Outside::ContainerdFrozen => containerd.resume()?,
+            Outside::ContainerdFrozen | Outside::ContainerdLate => containerd.resume()?,
             Outside::RegistryKilled => environment.registry().start()?,
             Outside::RegistryFrozen => environment.registry().resume()?,
+            Outside::RegistryCuts
+            | Outside::RegistryStalls
+            | Outside::RegistryRefuses
+            | Outside::RegistryEndless => self.proxy.heal(),
+            Outside::CniHangs | Outside::CniLies => self.cni.restore(BRIDGE)?,
+            Outside::AllocDiskFull => self.alloc_disk.make_room()?,
+            Outside::ContainerdDiskFull => self.containerd_disk.make_room()?,
             Outside::DiskFull => self.disk.make_room()?,
             Outside::DiskFrozen => self.disk.thaw()?,
             // A shim that has ended meanwhile couldn't remove its socket.
@@ -222,8 +330,13 @@ impl Surroundings<'_> {
 
     /// Puts right what a fault has left that was given up in its middle.
     pub fn repair(&self) {
-        self.signal_shims(Signal::SIGCONT);
+        self.signal_shims(Signal::CONT);
         let _ = self.disk.thaw();
+        for disk in [self.disk, self.alloc_disk, self.containerd_disk] {
+            let _ = disk.make_room();
+        }
+        self.proxy.heal();
+        let _ = self.cni.restore(BRIDGE);
         let _ = self.move_back();
     }
 
@@ -241,7 +354,7 @@ impl Surroundings<'_> {
     fn signal_shims(&self, signal: Signal) -> bool {
         let mut any = false;
         for pid in self.shims() {
-            any |= kill(Pid::from_raw(pid), signal).is_ok();
+            any |= Pid::from_raw(pid).is_some_and(|pid| kill_process(pid, signal).is_ok());
         }
         any
     }
@@ -250,8 +363,14 @@ impl Surroundings<'_> {
     async fn kill_first(&self, is_such: impl Fn(i32) -> bool) -> bool {
         let until = Instant::now() + FAULT_TIME;
         while Instant::now() < until {
-            if let Some(pid) = harness::processes::all().find(|pid| is_such(*pid) && alive(*pid)) {
-                return kill(Pid::from_raw(pid), Signal::SIGKILL).is_ok();
+            // The number may be another process's a moment later.
+            let held = |pid: i32| {
+                let held = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
+                (is_such(pid) && alive(pid)).then_some(held)
+            };
+            let found = harness::processes::all().filter(|pid| is_such(*pid)).find_map(held);
+            if let Some(found) = found {
+                return pidfd_send_signal(found, Signal::KILL).is_ok();
             }
             tokio::time::sleep(GLANCE).await;
         }
@@ -264,7 +383,10 @@ impl Surroundings<'_> {
         let line = String::from_utf8_lossy(&line).replace('\0', " ");
         let program = line.split(' ').next().unwrap_or_default();
         let state_dir = self.context.state_dir().display().to_string();
-        program.ends_with("runc") && line.contains(&state_dir) && !line.contains(self.foreign_container)
+        let name = self.context.programs().runtime_name();
+        Path::new(program).file_name().is_some_and(|program| *program == *name)
+            && line.contains(&state_dir)
+            && !line.contains(self.foreign_container)
     }
 
     /// Starts another plugin on the state directory, which has to wait as long as the first one has an agent.

@@ -10,6 +10,7 @@ use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::outside::Outside;
+use super::scenario::Scenario;
 use super::system_calls::{self, Failures};
 
 /// A system call of the plugin: its name, what it acts on, and which such call on that object it is. Threads run in
@@ -35,6 +36,8 @@ pub enum Action {
     KillAfter,
     /// Stands still for as many seconds.
     Freeze(u64),
+    /// Each call on the same file system stands still until as many seconds are over.
+    Hang(u64),
     /// The error's number.
     Fail(i32),
     Shorten,
@@ -53,6 +56,8 @@ pub enum Fault {
     Freeze,
     /// The whole plugin stands still for half a minute before the call.
     LongFreeze,
+    /// The file system that the call acts on answers nobody for some seconds.
+    Hang,
     /// The call fails with this error instead of being made.
     Error(Errno),
     /// The call transfers half of the bytes at most.
@@ -68,6 +73,7 @@ impl Fault {
             Self::Kill => Action::Kill,
             Self::KillAfter => Action::KillAfter,
             Self::Freeze | Self::LongFreeze => Action::Freeze(self.frozen_for().as_secs()),
+            Self::Hang => Action::Hang(HANG.as_secs()),
             Self::Error(errno) => Action::Fail(errno as i32),
             Self::Short => Action::Shorten,
             Self::Outside(_) => Action::Hold,
@@ -99,19 +105,25 @@ impl Fault {
     /// Returns whether the same work would succeed a moment later, so that its error has to be a transient one.
     pub fn passes_by_itself(self) -> bool {
         match self {
-            Self::Error(errno) => !matches!(errno, Errno::EIO | Errno::EACCES),
+            Self::Error(errno) => !matches!(errno, Errno::EIO | Errno::EACCES | Errno::EROFS),
             // An operator has to put the right one there.
-            Self::Outside(Outside::ShimBroken) => false,
+            Self::Outside(Outside::ShimBroken | Outside::CniLies) => false,
+            // It looks like a manifest that is too large.
+            Self::Outside(Outside::RegistryEndless) => false,
             _ => true,
         }
     }
 }
 
-const NAMES: [(&str, Fault); 5] = [
+/// Time for which a file system hangs: longer than another task's answer may take.
+const HANG: Duration = Duration::from_secs(4);
+
+const NAMES: [(&str, Fault); 6] = [
     ("kill", Fault::Kill),
     ("kill-after", Fault::KillAfter),
     ("freeze", Fault::Freeze),
     ("long-freeze", Fault::LongFreeze),
+    ("hang", Fault::Hang),
     ("short", Fault::Short),
 ];
 
@@ -174,9 +186,9 @@ impl FromStr for Trial {
     }
 }
 
-/// Returns the faults that can be injected at a point. The end right after a call that changes nothing is the same as
+/// Returns the faults that can be injected at a scenario's point. The end right after a call that changes nothing is the same as
 /// before the next one.
-pub fn faults_at(point: &Point) -> Vec<Fault> {
+pub fn faults_at(scenario: Scenario, point: &Point) -> Vec<Fault> {
     let mut faults = vec![Fault::Kill, Fault::Freeze];
     // Whoever is asked may give up waiting.
     let leaves_process =
@@ -189,10 +201,10 @@ pub fn faults_at(point: &Point) -> Vec<Fault> {
         faults.extend(errors.iter().copied().map(Fault::Error));
         faults.extend(can_be_short.then_some(Fault::Short));
     }
+    faults.extend(system_calls::may_wait(&point.call, &point.object).then_some(Fault::Hang));
     let outside = Outside::value_variants().iter().copied();
-    faults.extend(
-        outside.filter(|outside| outside.is_possible_at(&point.call, &point.object)).map(Fault::Outside),
-    );
+    let is_possible = |outside: &Outside| outside.is_possible_at(scenario, &point.call, &point.object);
+    faults.extend(outside.filter(is_possible).map(Fault::Outside));
     faults
 }
 

@@ -9,6 +9,7 @@ use clap::builder::PossibleValue;
 use harness::context::CaseContext;
 use harness::environment::TestEnvironment;
 use harness::fixture::Form;
+use harness::fixture::registry::free_port;
 use harness::host::Plugin;
 use harness::leaks::inspect::listed;
 use harness::processes::alive;
@@ -16,6 +17,8 @@ use harness::task::{LIMIT, Task};
 use nomad_proto::driver as pb;
 use serde_json::{Value, json};
 
+use crate::cases::support::cni_plugins::Plugins;
+use crate::cases::support::web_server::{PORT, offer, port};
 use crate::cases::support::{driver_logs, orphans, until};
 
 /// What a plugin is asked to do.
@@ -71,6 +74,8 @@ const UP: &str = "up\n";
 const USR1: &str = "usr1\n";
 /// The image that is removed before each pull.
 const PULLED: &str = "pulled:v1";
+/// Label of the port that is published.
+const PORT_LABEL: &str = "http";
 const EXEC: (i32, &str) = (7, "out\n");
 const KILL_TIMEOUT: Duration = Duration::from_secs(20);
 const SHORT_KILL_TIMEOUT: Duration = Duration::from_millis(300);
@@ -85,24 +90,39 @@ const GLANCE: Duration = Duration::from_millis(100);
 const STARTED: Duration = Duration::from_millis(1500);
 
 impl Scenario {
-    /// Returns the job of the scenario's task.
-    pub fn job(self, context: &CaseContext) -> Value {
+    /// Returns the job of the scenario's task. `registry` is the address of what stands before the registry.
+    pub fn job(self, context: &CaseContext, registry: &str) -> Value {
         let at_term = if self == Self::Kill { "" } else { "exit 3" };
         let mut job = context.shell(&format!(
             "trap '{at_term}' TERM; trap 'echo usr1' USR1; echo up; \
              while [ ! -e /local/end ]; do sleep 0.05; done; exit 11"
         ));
         match self {
-            Self::Pull | Self::ImageGc => job["image"] = json!(context.image(PULLED)),
-            Self::Network => job["network_mode"] = json!("bridge"),
+            Self::Pull => job["image"] = json!(format!("{registry}/{PULLED}")),
+            Self::ImageGc => job["image"] = json!(context.image(PULLED)),
+            Self::Network => {
+                job["network_mode"] = json!("bridge");
+                job["ports"] = json!([PORT_LABEL]);
+            }
             _ => {}
         }
         job
     }
 
+    /// Gives the scenario's task what Nomad has reserved for it.
+    ///
+    /// # Errors
+    /// Fails if the machine has no free port.
+    pub fn reserve(self, task: &mut Task) -> Result<()> {
+        if self == Self::Network {
+            offer(task, vec![port(PORT_LABEL, free_port()?, PORT, "127.0.0.1")]);
+        }
+        Ok(())
+    }
+
     /// Returns the options of the scenario's plugins: orphans are removed after three seconds, which is enough for the
     /// agent's recoveries on a busy machine.
-    pub fn options(self, context: &CaseContext) -> Value {
+    pub fn options(self, context: &CaseContext, cni: &Plugins) -> Value {
         let orphans = match self {
             // A removal that was begun is finished as what it is.
             Self::Destroy | Self::ForcedDestroy => json!({"enabled": false}),
@@ -111,6 +131,10 @@ impl Scenario {
             _ => json!({"creation_grace": "3s"}),
         };
         let mut options = orphans::options(context, &orphans);
+        if self == Self::Network {
+            cni.add_to(&mut options);
+            options["cni_timeout"] = json!("3s");
+        }
         if self == Self::ImageGc {
             options["gc"]["image_delay"] = json!("1s");
         }
@@ -124,7 +148,7 @@ impl Scenario {
     ///
     /// # Errors
     /// Says what doesn't work.
-    pub fn prepare_environment(self, environment: &TestEnvironment) -> Result<()> {
+    pub fn prepare_environment(self, environment: &TestEnvironment, registry: &str) -> Result<()> {
         if !matches!(self, Self::Pull | Self::ImageGc) {
             return Ok(());
         }
@@ -132,7 +156,8 @@ impl Scenario {
         environment.catalog().large(1)?.push(environment.registry(), repository, tag, Form::OciIndex)?;
         let containerd = environment.containerd();
         // There is none before the first time.
-        let _ = containerd.ctr(&["images", "rm", &environment.image(PULLED)]);
+        let _ =
+            containerd.ctr(&["images", "rm", &environment.image(PULLED), &format!("{registry}/{PULLED}")]);
         containerd.collect_garbage()
     }
 
@@ -162,18 +187,19 @@ impl Scenario {
         Ok(String::from_utf8_lossy(&driver_logs::output(task, "stdout")?).into_owned())
     }
 
-    /// Checks that no byte of the task's output is lost or doubled: each attempt has written its line. An attempt that the
-    /// fault has ended, or whose start failed, may have written none.
+    /// Checks that no byte of the task's output is lost or doubled: each attempt has written its line, and a signal its
+    /// own. An attempt that the fault has ended, or whose start failed, may have written none.
     ///
     /// # Errors
     /// Shows the output.
     pub async fn check_output(self, task: &Task, attempts: usize, some_may_lack: bool) -> Result<()> {
-        let lines =
-            |text: &str| text.replace(USR1, "").split_inclusive('\n').filter(|line| *line == UP).count();
         let is_right = |text: &str| {
-            let (all, right) = (text.replace(USR1, ""), lines(text));
+            let count = |wanted| text.split_inclusive('\n').filter(|line| *line == wanted).count();
+            let (ups, signals) = (count(UP), count(USR1));
             let least = if some_may_lack { 1 } else { attempts };
-            (least..=attempts).contains(&right) && all.len() == right * UP.len()
+            (least..=attempts).contains(&ups)
+                && signals <= usize::from(self == Self::Signal)
+                && text.len() == ups * UP.len() + signals * USR1.len()
         };
         let complete =
             until(LIMIT, "its output", || self.output(task).is_ok_and(|text| is_right(&text))).await;
@@ -266,16 +292,16 @@ impl Scenario {
                 futures::future::join_all(all).await.into_iter().collect()
             }
             Self::Orphan => until(ORPHANED, "the orphan's end", || task.alloc.cgroup.pids().is_empty()).await,
-            Self::ImageGc => {
-                let image = context.image(PULLED);
-                let containerd = context.environment().containerd();
-                let is_there = || {
-                    std::thread::sleep(GLANCE);
-                    listed(containerd, &["images", "list", "--quiet"]).is_ok_and(|all| all.contains(&image))
-                };
-                until(LIMIT, "the image's removal", || !tokio::task::block_in_place(is_there)).await
-            }
+            Self::ImageGc => image_is_gone(context).await,
         }
+    }
+
+    /// Checks what has to be done without the agent, now that the fault has passed.
+    ///
+    /// # Errors
+    /// Says what isn't done.
+    pub async fn comes_to_its_end(self, context: &CaseContext) -> Result<()> {
+        if self == Self::ImageGc { image_is_gone(context).await } else { Ok(()) }
     }
 
     /// Returns whether the agent has nothing to do with the task any more when the fault is over.
@@ -351,6 +377,17 @@ impl Scenario {
         ensure!(is_right || is_excused, "the task ended with {exit:?} {:?}, not {wanted:?}", answer.err);
         Ok(())
     }
+}
+
+/// Waits for the removal of the image that no task uses any more. Where containerd can't be asked, it is unknown.
+async fn image_is_gone(context: &CaseContext) -> Result<()> {
+    let image = context.image(PULLED);
+    let containerd = context.environment().containerd();
+    let is_gone = || {
+        std::thread::sleep(GLANCE);
+        listed(containerd, &["images", "list", "--quiet"]).is_ok_and(|all| !all.contains(&image))
+    };
+    until(LIMIT, "the image's removal", || tokio::task::block_in_place(is_gone)).await
 }
 
 /// Checks that a task whose start was answered has its own program by now, and not the runtime's, which waits for the

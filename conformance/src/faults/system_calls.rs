@@ -3,15 +3,18 @@
 //! Calls that only order threads, keep time or map memory are left out: a failure of those is not one that a node sees.
 
 use nix::errno::Errno;
-use nix::errno::Errno::{EACCES, EAGAIN, EINTR, EIO, EMFILE, ENFILE, ENOMEM, ENOSPC, ETIMEDOUT};
+use nix::errno::Errno::{EACCES, EAGAIN, EINTR, EIO, EMFILE, ENFILE, ENOMEM, ENOSPC, EROFS, ETIMEDOUT};
 use nix::libc;
 
 /// The object of a call on a socket of the network.
 pub const OF_NETWORK: &str = "socket of the network";
+/// The object of a call on a socket to containerd.
+pub const OF_CONTAINERD: &str = "socket {environment}/ctd/c.sock";
 /// Beginnings of names of files that are being made, which random letters follow.
 pub const TEMPORARY: [&str; 2] = [".new-", ".tmp"];
 /// All errors that are injected.
-pub const ERRORS: [Errno; 9] = [ENOSPC, EMFILE, ENFILE, EIO, ENOMEM, EAGAIN, EINTR, EACCES, ETIMEDOUT];
+pub const ERRORS: [Errno; 10] =
+    [ENOSPC, EMFILE, ENFILE, EIO, ENOMEM, EAGAIN, EINTR, EACCES, ETIMEDOUT, EROFS];
 
 /// Where a call says what it acts on. Numbers are those of its arguments.
 #[derive(Debug, Clone, Copy)]
@@ -157,6 +160,13 @@ pub fn by_number(number: i64) -> Option<&'static SystemCall> {
     TABLE.iter().find(|call| call.number == number)
 }
 
+/// Returns whether a call on an object may wait for a disk. The kernel's own file systems always answer, and a file that
+/// was only read is closed at once.
+pub fn may_wait(name: &str, object: &str) -> bool {
+    let is_file = object.starts_with(['/', '{']);
+    is_file && name != "close" && !["/proc", "/sys", "/dev"].iter().any(|kernels| object.starts_with(kernels))
+}
+
 /// The ways in which a call can fail.
 #[derive(Debug, Clone, Copy)]
 pub struct Failures {
@@ -177,7 +187,7 @@ pub fn failures(name: &str, object: &str) -> Option<Failures> {
     let is_socket = object.starts_with("socket") || object.starts_with("pipe");
     let errors: &[Errno] = match kind {
         // Only what is made needs room.
-        Open if is_new => &[EMFILE, ENFILE, EIO, ENOMEM, EACCES, EINTR, ENOSPC],
+        Open if is_new => &[EMFILE, ENFILE, EIO, ENOMEM, EACCES, EINTR, ENOSPC, EROFS],
         Open => &[EMFILE, ENFILE, EIO, ENOMEM, EACCES, EINTR],
         Descriptor => &[EMFILE, ENFILE, ENOMEM],
         Look | Read | Write if is_socket => &[],
@@ -186,7 +196,7 @@ pub fn failures(name: &str, object: &str) -> Option<Failures> {
         Look => &[EIO, ENOMEM, EACCES],
         Read => &[EIO, EINTR],
         Write => &[ENOSPC, EIO, EINTR],
-        Change => &[ENOSPC, EIO, ENOMEM, EACCES],
+        Change => &[ENOSPC, EIO, ENOMEM, EACCES, EROFS],
         Mount => &[ENOMEM, EACCES, EIO],
         Lock => &[EINTR, EIO],
         Spawn => &[EAGAIN, ENOMEM],

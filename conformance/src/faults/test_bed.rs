@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use harness::context::CaseContext;
 use harness::environment::TestEnvironment;
+use harness::fixture::fault_proxy::FaultProxy;
 use harness::host::Plugin;
 use harness::processes::alive;
 use harness::task::{LIMIT, Task};
 use nomad_proto::driver as pb;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tonic::Status;
 
@@ -21,7 +22,8 @@ use super::disk::Disk;
 use super::outside::{FAULT_TIME, Outside, Surroundings, shims};
 use super::point::{Fault, Point, Trial};
 use super::scenario::{Scenario, WRONG, tell_to_end};
-use crate::cases::support::is_recoverable;
+use crate::cases::support::cni_plugins::Plugins;
+use crate::cases::support::{is_recoverable, orphans, until};
 
 /// Time in which the plugin answers for the bystander.
 const ANSWER_LIMIT: Duration = Duration::from_secs(1);
@@ -29,6 +31,10 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 const HELD: Duration = Duration::from_secs(2);
 /// Time after the fault in which nothing may be left: the plugin's ten seconds, and some for its work.
 const CENSUS_LIMIT: Duration = Duration::from_secs(13);
+/// Time in which a task that nobody recovers is removed: the grace, and what a removal takes.
+const ORPHAN_LIMIT: Duration = Duration::from_secs(30);
+/// Size of the disk of the allocations.
+const ALLOC_DISK_BYTES: u64 = 16 * 1024 * 1024;
 /// Timeout of the scenario's own step.
 const STEP_LIMIT: Duration = Duration::from_secs(80);
 /// Number of runs in which a point may be reached: it depends on the order in which threads run.
@@ -40,7 +46,12 @@ const POLL: Duration = Duration::from_millis(100);
 pub struct TestBed {
     // Unmounted before the context removes its directory.
     disk: Disk,
+    alloc_disk: Disk,
     context: CaseContext,
+    /// The disk of containerd, which all test beds of an environment share.
+    containerd_disk: Arc<Disk>,
+    proxy: FaultProxy,
+    cni: Plugins,
     bystander: Task,
     bystander_pid: i32,
     bystander_container: String,
@@ -63,10 +74,18 @@ impl TestBed {
     ///
     /// # Errors
     /// Says what doesn't work without any fault.
-    pub async fn set_up(environment: &Arc<TestEnvironment>, plugin: &Path, name: String) -> Result<Self> {
+    pub async fn set_up(
+        environment: &Arc<TestEnvironment>,
+        containerd_disk: Arc<Disk>,
+        plugin: &Path,
+        name: String,
+    ) -> Result<Self> {
         let mut context = CaseContext::new(Arc::clone(environment), plugin, name);
         let disk = Disk::mount(&context.directory().join("disk"), &context.state_dir())
             .context("make a disk for the state directory")?;
+        let alloc_disk = Disk::in_memory(&context.directory().join("alloc"), ALLOC_DISK_BYTES)?;
+        let proxy = FaultProxy::before(environment.registry().address())?;
+        let cni = Plugins::install(&context)?;
         let mut plugin = context.plugin().await?;
         let script = "trap 'exit 3' TERM; echo up; sleep 60000 & wait";
         let bystander = context.run(&plugin, &context.shell(script)).await.context("start the bystander")?;
@@ -78,7 +97,11 @@ impl TestBed {
         let foreign_shims = shims(&context);
         Ok(Self {
             disk,
+            alloc_disk,
             context,
+            containerd_disk,
+            proxy,
+            cni,
             bystander,
             bystander_pid,
             bystander_container,
@@ -92,7 +115,7 @@ impl TestBed {
     /// # Errors
     /// Fails if something has happened to it.
     pub async fn take_down(&self) -> Result<()> {
-        let mut plugin = self.next_plugin(Scenario::Start).await?;
+        let mut plugin = self.next_plugin(&self.context.options()).await?;
         self.bystander.stop(&plugin, LIMIT).await?;
         let exit = self.bystander.wait(&plugin).await?;
         ensure!(exit.exit_code == 3, "the bystander ended with {exit:?}");
@@ -145,9 +168,12 @@ impl TestBed {
         points: &mut Vec<Point>,
     ) -> Result<Outcome> {
         self.context.forget_earlier_runs();
-        tokio::task::block_in_place(|| scenario.prepare_environment(self.context.environment()))?;
+        let registry = self.proxy.address();
+        tokio::task::block_in_place(|| scenario.prepare_environment(self.context.environment(), registry))?;
         let (mut plugin, mut injector) = self.traced_plugin(scenario).await?;
-        let mut task = self.context.prepare(&plugin, &scenario.job(&self.context)).await?;
+        let job = scenario.job(&self.context, registry);
+        let mut task = self.context.prepare(&plugin, &job).await?;
+        scenario.reserve(&mut task)?;
         let mut names = self.names(&task);
         if !scenario.is_first_start() {
             task.start(&plugin).await.context("start the task before the fault")?;
@@ -156,11 +182,7 @@ impl TestBed {
         }
         let mut others = Vec::new();
         for _ in 0..scenario.others() {
-            let other = self
-                .context
-                .run(&plugin, &scenario.job(&self.context))
-                .await
-                .context("start another task")?;
+            let other = self.context.run(&plugin, &job).await.context("start another task")?;
             let container = container_of(&plugin, &other).await?;
             for (name, word) in [
                 (&other.alloc.id, "{other}"),
@@ -205,6 +227,7 @@ impl TestBed {
         [
             (text(&self.context.state_dir()), "{state}"),
             (text(&self.context.directory()), "{case}"),
+            (self.proxy.address().to_owned(), "{registry}"),
             (directory, "{environment}"),
             (self.bystander.alloc.id.clone(), "{bystander}"),
             (self.bystander.alloc.attempt.clone(), "{attempt of bystander}"),
@@ -216,8 +239,8 @@ impl TestBed {
         .into()
     }
 
-    async fn configure(&self, scenario: Scenario, plugin: &mut Plugin) -> Result<()> {
-        plugin.configure(&scenario.options(&self.context)).await?;
+    async fn configure(&self, options: &Value, plugin: &mut Plugin) -> Result<()> {
+        plugin.configure(options).await?;
         plugin.listen().await?;
         self.bystander.recover(plugin).await.context("recover the bystander")
     }
@@ -226,13 +249,13 @@ impl TestBed {
     async fn traced_plugin(&self, scenario: Scenario) -> Result<(Plugin, Injector)> {
         let mut plugin = self.context.bare_plugin(&self.context.launch()).await?;
         let injector = Injector::attach(&plugin).await?;
-        self.configure(scenario, &mut plugin).await?;
+        self.configure(&scenario.options(&self.context, &self.cni), &mut plugin).await?;
         Ok((plugin, injector))
     }
 
-    async fn next_plugin(&self, scenario: Scenario) -> Result<Plugin> {
+    async fn next_plugin(&self, options: &Value) -> Result<Plugin> {
         let mut plugin = self.context.bare_plugin(&self.context.launch()).await?;
-        self.configure(scenario, &mut plugin).await?;
+        self.configure(options, &mut plugin).await?;
         Ok(plugin)
     }
 
@@ -249,9 +272,10 @@ impl TestBed {
     ) -> Result<(Result<()>, bool)> {
         let dies = fault.is_some_and(Fault::kills_plugin);
         let outside = fault.and_then(Fault::outside);
-        let limit = STEP_LIMIT + fault.map_or(Duration::ZERO, Fault::frozen_for);
+        let lasts = outside.map_or(Duration::ZERO, Outside::lasts);
+        let limit = STEP_LIMIT + lasts + fault.map_or(Duration::ZERO, Fault::frozen_for);
         let done = tokio::time::timeout(limit, scenario.act(&self.context, plugin, task, others));
-        let options = scenario.options(&self.context);
+        let options = scenario.options(&self.context, &self.cni);
         let has_begun = Cell::new(false);
         let holding = async {
             injector.reached().await;
@@ -280,7 +304,7 @@ impl TestBed {
                 outcome = &mut holding, if !held => {
                     had_effect = outcome?;
                     held = true;
-                    if outside == Some(Outside::AgentGone) {
+                    if outside.is_some_and(Outside::is_agents) {
                         return Ok((Err(anyhow!("the agent is gone")), true));
                     }
                 }
@@ -308,6 +332,10 @@ impl TestBed {
         Surroundings {
             context: &self.context,
             disk: &self.disk,
+            alloc_disk: &self.alloc_disk,
+            containerd_disk: &self.containerd_disk,
+            proxy: &self.proxy,
+            cni: &self.cni,
             plugin,
             moved: &self.moved,
             foreign_shims: &self.foreign_shims,
@@ -336,12 +364,25 @@ impl TestBed {
         self.context.environment().repair()?;
         let outside = fault.and_then(Fault::outside);
         let died = fault.is_some_and(Fault::kills_plugin);
-        let is_new_agent = died || outside == Some(Outside::AgentGone);
-        if outside == Some(Outside::AgentGone) {
-            // Its calls end with it, and for a while there is no connection.
-            if let Some(waiting) = waiting.take() {
-                waiting.abort();
-            }
+        let is_new_agent = died || outside.is_some_and(Outside::is_agents);
+        let forgets = outside == Some(Outside::AgentForgets);
+        if outside.is_some_and(Outside::is_agents)
+            && let Some(waiting) = waiting.take()
+        {
+            // Its calls end with it.
+            waiting.abort();
+        }
+        if forgets {
+            plugin.hang_up();
+            // Another agent finds neither the plugin nor the task. What it has started takes the task for an orphan.
+            let mut options = scenario.options(&self.context, &self.cni);
+            options["gc"] = orphans::options(&self.context, &json!({"creation_grace": "3s"}))["gc"].take();
+            let next = self.next_plugin(&options).await.context("another plugin after the agent's death")?;
+            let mut gone = std::mem::replace(&mut plugin, next);
+            let ended = gone.process().end_within(LIMIT).await;
+            ended.context("a plugin without an agent")?;
+        } else if outside == Some(Outside::AgentGone) {
+            // For a while there is no connection.
             plugin.hang_up();
             tokio::time::sleep(FAULT_TIME).await;
             plugin.redial().await?;
@@ -350,16 +391,17 @@ impl TestBed {
         } else if died {
             // A fault right after the last call is only reached with it.
             plugin.kill().await?;
-            plugin = self.next_plugin(scenario).await?;
+            plugin = self.next_plugin(&scenario.options(&self.context, &self.cni)).await?;
         } else if let Err(error) = &acted {
             check_error(scenario, fault, error)?;
         }
         let is_lost = outside.is_some_and(Outside::ends_task);
-        for other in others {
+        for other in others.into_iter().filter(|_| !forgets) {
             let ended = self.end_other(&plugin, &other, is_new_agent, is_lost).await;
             ended.with_context(|| format!("another of the tasks, after {}", said(&acted)))?;
         }
         let is_known = !scenario.is_without_agent()
+            && !forgets
             && task.handle.is_some()
             && self.is_known(scenario, &plugin, &task, is_new_agent, &acted, fault).await?;
         // A plugin takes no task for an orphan that it has started itself.
@@ -375,12 +417,16 @@ impl TestBed {
                 judged.with_context(|| format!("the pending WaitTask, after {}", said(&acted)))?;
             }
         }
-        // The next attempt's start would remove what is left of this one.
-        if !is_gone {
-            self.context
-                .nothing_left_within(CENSUS_LIMIT)
-                .with_context(|| format!("after {}", said(&acted)))?;
-        }
+        let limit = if forgets { ORPHAN_LIMIT } else { CENSUS_LIMIT };
+        let left = if is_gone {
+            // The next attempt's start removes what is left of this one. It is never that of two.
+            until(limit, "a single attempt", || shims(&self.context).len() <= self.foreign_shims.len() + 1)
+                .await
+        } else {
+            self.context.nothing_left_within(limit)
+        };
+        left.with_context(|| format!("after {}", said(&acted)))?;
+        scenario.comes_to_its_end(&self.context).await?;
         self.next_attempt_works(&plugin, &mut task, outside == Some(Outside::ContentGone)).await?;
         let attempts = if scenario == Scenario::SecondAttempt { 3 } else { 2 };
         scenario.check_output(&task, attempts, is_lost || !is_known).await?;

@@ -4,10 +4,11 @@
 use std::collections::HashSet;
 use std::fs;
 use std::net::IpAddr;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use nix::sys::stat::{major, minor};
 
 use super::shim_sockets;
 use crate::fixture::containerd::Containerd;
@@ -29,6 +30,7 @@ pub struct Found {
 pub fn find_processes(directory: &Path) -> Vec<Found> {
     let text = directory.display().to_string();
     let our_mounts = fs::read_link("/proc/self/ns/mnt").ok();
+    let own_disk = own_disk(directory);
     processes::all()
         .filter_map(|pid| {
             let proc = PathBuf::from(format!("/proc/{pid}"));
@@ -41,7 +43,7 @@ pub fn find_processes(directory: &Path) -> Vec<Found> {
             let has_mounts = || {
                 fs::read_link(proc.join("ns/mnt")).ok() != our_mounts
                     && fs::read_to_string(proc.join("mountinfo"))
-                        .is_ok_and(|mounts| is_made_of(&mounts, directory))
+                        .is_ok_and(|mounts| is_made_of(&mounts, directory, own_disk.as_deref()))
             };
             // A zombie has no command line and nothing left to end.
             let ours = !command.is_empty()
@@ -52,16 +54,26 @@ pub fn find_processes(directory: &Path) -> Vec<Found> {
 }
 
 /// Returns whether a mount table is of a container whose root, or something bound into it, comes from below
-/// `directory`. A copy of the host's own table, with which every new namespace begins, doesn't count: its mounts from
-/// there are below `directory`.
-fn is_made_of(mounts: &str, directory: &Path) -> bool {
+/// `directory`, or from the disk that is mounted there. A copy of the host's own table, with which every new namespace
+/// begins, doesn't count: its mounts from there are below `directory`.
+fn is_made_of(mounts: &str, directory: &Path, own_disk: Option<&str>) -> bool {
     mounts.lines().any(|line| {
-        let mut fields = line.split(' ').skip(3);
-        let (Some(source), Some(point)) = (fields.next(), fields.next()) else { return false };
-        let from_there = Path::new(source).starts_with(directory);
+        let mut fields = line.split(' ').skip(2);
+        let (Some(disk), Some(source), Some(point)) = (fields.next(), fields.next(), fields.next()) else {
+            return false;
+        };
+        let from_there = Path::new(source).starts_with(directory) || own_disk == Some(disk);
         let rooted_there = point == "/" && line.contains(&format!("={}/", directory.display()));
         rooted_there || (from_there && !Path::new(point).starts_with(directory))
     })
+}
+
+/// Returns the disk of a directory as a mount table has it, if it is another one than its parent's.
+fn own_disk(directory: &Path) -> Option<String> {
+    let disk = |path: &Path| path.metadata().ok().map(|metadata| metadata.dev());
+    let own = disk(directory)?;
+    let is_mounted = disk(directory.parent()?) != Some(own);
+    is_mounted.then(|| format!("{}:{}", major(own), minor(own)))
 }
 
 /// Lists mount points below a directory, the innermost last.
@@ -174,10 +186,12 @@ mod tests {
 
     #[test]
     fn a_container_is_told_by_what_it_is_made_of_and_not_by_what_it_could_see() {
-        let made_of = |table: &str| is_made_of(table, Path::new("/tmp/w"));
+        let made_of = |table: &str| is_made_of(table, Path::new("/tmp/w"), Some("7:3"));
         let root = "9 8 0:1 / / rw - overlay overlay rw,lowerdir=/tmp/w/ctd/1/fs,upperdir=/tmp/w/ctd/2/fs";
         assert!(made_of(root));
         assert!(made_of("9 8 254:0 /tmp/w/s1/alloc/x/alloc /alloc rw - ext4 /dev/vda rw"));
+        assert!(made_of("9 8 7:3 /nomad/web-1/hosts /etc/hosts rw - ext4 /dev/loop3 rw"));
+        assert!(!made_of("9 8 7:3 / /tmp/w/s1 rw - ext4 /dev/loop3 rw"));
         assert!(!made_of("9 8 0:1 / /tmp/w/s1/alloc/x/web/secrets rw - tmpfs tmpfs rw"));
         assert!(!made_of("9 8 0:1 / /tmp/w/s1/rootfs rw - overlay overlay rw,upperdir=/tmp/w/ctd/2/fs"));
         assert!(!made_of("9 8 254:0 / / rw - ext4 /dev/vda rw"));

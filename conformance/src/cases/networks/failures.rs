@@ -2,8 +2,6 @@
 //! dies, nothing is left in the end.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -15,6 +13,7 @@ use harness::host::Plugin;
 use harness::task::{LIMIT, Task};
 use serde_json::{Value, json};
 
+use crate::cases::support::cni_plugins::Plugins;
 use crate::cases::support::plugin_end::PluginEnd;
 use crate::cases::support::web_server::{
     PORT, beside, fetch_hostname, network_override, offer, port, server, with,
@@ -33,53 +32,11 @@ cases!["network failures":
     rules_that_somebody_else_has_removed_hold_up_no_end,
 ];
 
-/// A directory of CNI plugins, some of which a case replaces.
-struct Plugins {
-    directory: PathBuf,
-    installed: PathBuf,
-}
-
-impl Plugins {
-    fn install(case: &CaseContext) -> Result<Self> {
-        let directory = case.directory().join("plugins");
-        fs::create_dir_all(&directory)?;
-        let installed = case.programs().cni().to_owned();
-        for plugin in fs::read_dir(&installed)? {
-            let plugin = plugin?;
-            symlink(plugin.path(), directory.join(plugin.file_name()))?;
-        }
-        Ok(Self { directory, installed })
-    }
-
-    fn remove(&self, plugin: &str) -> Result<()> {
-        Ok(fs::remove_file(self.directory.join(plugin))?)
-    }
-
-    fn restore(&self, plugin: &str) -> Result<()> {
-        let at = self.directory.join(plugin);
-        let _ = fs::remove_file(&at);
-        Ok(symlink(self.installed.join(plugin), at)?)
-    }
-
-    /// Replaces a CNI plugin by a script for the command `when`. The script can run the real plugin as `"$real"`, which
-    /// also serves all other commands.
-    fn replace(&self, plugin: &str, when: &str, script: &str) -> Result<()> {
-        self.remove(plugin)?;
-        let at = self.directory.join(plugin);
-        let text = format!(
-            "#!/bin/sh\nreal={}\nif [ \"$CNI_COMMAND\" = {when} ]; then\n{script}\nfi\nexec \"$real\"\n",
-            self.installed.join(plugin).display()
-        );
-        fs::write(&at, text)?;
-        Ok(fs::set_permissions(&at, fs::Permissions::from_mode(0o755))?)
-    }
-
-    fn options(&self, case: &CaseContext) -> Value {
-        let mut options = case.options();
-        options["cni_path"] = json!(self.directory.display().to_string());
-        options["cni_timeout"] = json!("3s");
-        options
-    }
+fn options(plugins: &Plugins, case: &CaseContext) -> Value {
+    let mut options = case.options();
+    plugins.add_to(&mut options);
+    options["cni_timeout"] = json!("3s");
+    options
 }
 
 /// Prepares a task with a network and a published port.
@@ -92,7 +49,7 @@ async fn published(case: &CaseContext, plugin: &Plugin) -> Result<Task> {
 
 async fn a_plugin_that_is_missing_fails_or_hangs_leaves_nothing(case: &CaseContext) -> Result<()> {
     let plugins = Plugins::install(case)?;
-    let mut plugin = case.plugin_as(&case.launch(), &plugins.options(case)).await?;
+    let mut plugin = case.plugin_as(&case.launch(), &options(&plugins, case)).await?;
     for (name, script, words) in [
         (
             "portmap",
@@ -116,7 +73,7 @@ async fn a_plugin_that_is_missing_fails_or_hangs_leaves_nothing(case: &CaseConte
     for name in ["portmap", "host-local", "bridge"] {
         plugins.remove(name)?;
         let task = published(case, &plugin).await?;
-        let directory = plugins.directory.display().to_string();
+        let directory = plugins.directory().display().to_string();
         refused(plugin.start_task(task.config.clone()).await, &[name, &directory, "cni_path"])?;
         case.nothing_left().with_context(|| format!("without {name}"))?;
         plugins.restore(name)?;
@@ -129,7 +86,7 @@ async fn a_plugin_that_is_missing_fails_or_hangs_leaves_nothing(case: &CaseConte
 
 /// Waits until a call of the driver has led to the script of a CNI plugin, which notes that and goes on.
 async fn reached(plugins: &Plugins, plugin: &str, call: impl Future<Output = Result<()>>) -> Result<()> {
-    let note = plugins.directory.join(format!("{plugin}.reached"));
+    let note = plugins.directory().join(format!("{plugin}.reached"));
     tokio::select! {
         answer = call => bail!("the call was over before: {answer:?}"),
         seen = until(LIMIT, "the plugin's start", || note.exists()) => seen?,
@@ -139,7 +96,7 @@ async fn reached(plugins: &Plugins, plugin: &str, call: impl Future<Output = Res
 
 async fn a_driver_that_dies_while_a_network_is_made_leaves_nothing(case: &CaseContext) -> Result<()> {
     let plugins = Plugins::install(case)?;
-    let options = plugins.options(case);
+    let options = options(&plugins, case);
     let mut first = case.plugin_as(&case.launch(), &options).await?;
     case.still_works(&first).await?;
     first.shut_down().await?;
@@ -170,7 +127,7 @@ async fn a_driver_that_dies_while_a_network_is_made_leaves_nothing(case: &CaseCo
 
 async fn a_driver_that_dies_while_a_network_is_taken_down_leaves_nothing(case: &CaseContext) -> Result<()> {
     let plugins = Plugins::install(case)?;
-    let options = plugins.options(case);
+    let options = options(&plugins, case);
     for script in ["touch \"$0.reached\"; sleep 600", "\"$real\"; touch \"$0.reached\"; sleep 600"] {
         let mut plugin = case.plugin_as(&case.launch(), &options).await?;
         let mut task = published(case, &plugin).await?;
@@ -201,7 +158,7 @@ async fn a_network_is_taken_down_while_containerd_is_down(case: &CaseContext, pl
 
 async fn a_network_that_can_not_be_taken_down_is_taken_down_later(case: &CaseContext) -> Result<()> {
     let plugins = Plugins::install(case)?;
-    let mut plugin = case.plugin_as(&case.launch(), &plugins.options(case)).await?;
+    let mut plugin = case.plugin_as(&case.launch(), &options(&plugins, case)).await?;
     for broken in ["missing", "failing"] {
         let mut task = published(case, &plugin).await?;
         task.start(&plugin).await?;

@@ -1,6 +1,7 @@
 //! Helpers that cases share. Helpers of one file stand in that file.
 
 pub mod call_recorder;
+pub mod cni_plugins;
 pub mod commands;
 pub mod descriptors;
 pub mod driver_logs;

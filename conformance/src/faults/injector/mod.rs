@@ -36,6 +36,8 @@ pub enum Report {
     Armed,
     /// The plugin reached a point. Only told if there is no target.
     Point(Point),
+    /// A thread of the plugin that answers calls made a call that may wait for a disk.
+    MayWait(Point),
     /// The plugin reached the target.
     Reached,
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 
 use nix::libc::user_regs_struct;
@@ -63,6 +64,13 @@ impl Names {
 
     fn of_descriptor(&mut self, descriptor: i32) -> Option<String> {
         let link = self.link(descriptor)?.display().to_string();
+        let is_named_pipe = || {
+            let kind = fs::metadata(format!("/proc/{}/fd/{descriptor}", self.pid)).ok()?.file_type();
+            kind.is_fifo().then_some(())
+        };
+        if link.starts_with('/') && is_named_pipe().is_some() {
+            return Some(format!("pipe {link}"));
+        }
         if link.starts_with("pipe:") {
             return (descriptor > 2).then(|| "pipe".to_owned());
         }

@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 use std::sync::mpsc::Receiver;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
-use nix::libc::{ENOSYS, PTRACE_EVENT_CLONE, user_regs_struct};
+use nix::libc::{ENOSYS, PTRACE_EVENT_CLONE, SYS_epoll_pwait, SYS_epoll_wait, user_regs_struct};
 use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -18,18 +18,33 @@ use super::{Report, Request, report};
 use crate::faults::point::{Action, Point};
 use crate::faults::system_calls;
 
+/// Pause between two looks at threads while some of them hang.
+const GLANCE: Duration = Duration::from_micros(200);
+
 pub struct Tracer {
     pid: Pid,
     threads: HashMap<Pid, Thread>,
     names: Names,
     requests: Receiver<Request>,
     armed: Option<Armed>,
+    hanging: Option<Hanging>,
+}
+
+/// A file system that answers nobody.
+struct Hanging {
+    /// Beginning of the names of what lies on it.
+    root: String,
+    until: Instant,
+    /// Threads that wait for it.
+    threads: Vec<Pid>,
 }
 
 /// A thread: what it does, and what is to be done when its call returns.
 #[derive(Default)]
 struct Thread {
     is_in_call: bool,
+    /// Whether it waits for events, as those threads do that answer calls and never wait for anything else.
+    is_worker: bool,
     at_return: Option<AtReturn>,
 }
 
@@ -54,7 +69,7 @@ impl Tracer {
     /// Fails if the system doesn't allow it.
     pub fn attach(pid: Pid, requests: Receiver<Request>) -> Result<Self> {
         let names = Names::new(pid, Memory::of(pid)?);
-        let mut tracer = Self { pid, threads: HashMap::new(), names, requests, armed: None };
+        let mut tracer = Self { pid, threads: HashMap::new(), names, requests, armed: None, hanging: None };
         // A thread that isn't traced yet may start another one meanwhile.
         while tracer.attach_new()? {}
         report(&Report::Attached)?;
@@ -94,7 +109,17 @@ impl Tracer {
     /// Fails if nobody hears the reports any more.
     pub fn run(mut self) -> Result<()> {
         loop {
-            let status = match waitpid(None, Some(WaitPidFlag::__WALL)) {
+            let options = if self.hanging.is_some() {
+                WaitPidFlag::__WALL | WaitPidFlag::WNOHANG
+            } else {
+                WaitPidFlag::__WALL
+            };
+            let status = match waitpid(None, Some(options)) {
+                Ok(WaitStatus::StillAlive) => {
+                    self.let_hanging_go_on()?;
+                    std::thread::sleep(GLANCE);
+                    continue;
+                }
                 Ok(status) => status,
                 Err(Errno::EINTR) => continue,
                 Err(Errno::ECHILD) => return Ok(()),
@@ -104,6 +129,9 @@ impl Tracer {
             let (thread, signal) = match status {
                 WaitStatus::PtraceSyscall(thread) => {
                     self.at_call(thread)?;
+                    if self.hanging.as_ref().is_some_and(|hanging| hanging.threads.contains(&thread)) {
+                        continue;
+                    }
                     (thread, None)
                 }
                 WaitStatus::PtraceEvent(thread, _, event) => {
@@ -122,6 +150,13 @@ impl Tracer {
             };
             go_on(thread, signal)?;
         }
+    }
+
+    fn let_hanging_go_on(&mut self) -> Result<()> {
+        if let Some(hanging) = self.hanging.take_if(|hanging| hanging.until <= Instant::now()) {
+            hanging.threads.into_iter().try_for_each(|thread| go_on(thread, None))?;
+        }
+        Ok(())
     }
 
     fn expect_new(&mut self, parent: Pid) {
@@ -153,14 +188,29 @@ impl Tracer {
     }
 
     fn at_begin(&mut self, thread: Pid, regs: user_regs_struct) -> Result<()> {
+        if [SYS_epoll_wait, SYS_epoll_pwait].contains(&regs.orig_rax.cast_signed()) {
+            self.threads.entry(thread).or_default().is_worker = true;
+        }
         let Some(call) = system_calls::by_number(regs.orig_rax.cast_signed()) else { return Ok(()) };
         let Some(object) = self.names.object(call, &regs) else { return Ok(()) };
         let Some(armed) = &mut self.armed else { return Ok(()) };
         let object = in_general(&object, &armed.names);
         let ordinal = armed.counts.entry((call.name, object.clone())).or_default();
         *ordinal += 1;
+        let is_hanging = |hanging: &&mut Hanging| {
+            object.starts_with(&hanging.root) && system_calls::may_wait(call.name, &object)
+        };
+        if let Some(hanging) = self.hanging.as_mut().filter(is_hanging) {
+            hanging.threads.push(thread);
+        }
         let point = Point { call: call.name.to_owned(), object, ordinal: *ordinal };
-        let Some((target, action)) = &armed.target else { return report(&Report::Point(point)) };
+        let Some((target, action)) = &armed.target else {
+            let is_worker = self.threads.get(&thread).is_some_and(|thread| thread.is_worker);
+            if is_worker && system_calls::may_wait(&point.call, &point.object) {
+                report(&Report::MayWait(point.clone()))?;
+            }
+            return report(&Report::Point(point));
+        };
         if *target != point {
             return Ok(());
         }
@@ -169,15 +219,20 @@ impl Tracer {
             return Ok(());
         }
         report(&Report::Reached)?;
-        self.act(thread, regs, action)
+        let root = root_of(&point.object).to_owned();
+        self.act(thread, regs, action, root)
     }
 
-    fn act(&mut self, thread: Pid, mut regs: user_regs_struct, action: Action) -> Result<()> {
+    fn act(&mut self, thread: Pid, mut regs: user_regs_struct, action: Action, root: String) -> Result<()> {
         let state = self.threads.entry(thread).or_default();
         match action {
             Action::Kill => kill(self.pid, Signal::SIGKILL).context("kill the plugin")?,
             Action::KillAfter => state.at_return = Some(AtReturn::Kill),
             Action::Freeze(seconds) => self.freeze(thread, Duration::from_secs(seconds)),
+            Action::Hang(seconds) => {
+                let until = Instant::now() + Duration::from_secs(seconds);
+                self.hanging = Some(Hanging { root, until, threads: vec![thread] });
+            }
             Action::Fail(errno) => {
                 state.at_return = Some(AtReturn::Fail(errno));
                 // A call that there isn't.
@@ -218,6 +273,12 @@ impl Tracer {
             }
         }
     }
+}
+
+/// Returns the beginning of an object's name that stands for its file system: its first word, or its directory.
+fn root_of(object: &str) -> &str {
+    let end = if object.starts_with('{') { object.find('}').map(|end| end + 1) } else { object.rfind('/') };
+    &object[..end.unwrap_or(object.len())]
 }
 
 /// Changes the registers of a stopped thread. One that was killed has none.

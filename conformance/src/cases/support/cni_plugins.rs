@@ -1,0 +1,63 @@
+//! A directory of CNI plugins of which some can be replaced.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use harness::context::CaseContext;
+use serde_json::{Value, json};
+
+/// The directory, which begins with a link to each CNI plugin of the machine.
+pub struct Plugins {
+    directory: PathBuf,
+    installed: PathBuf,
+}
+
+impl Plugins {
+    pub fn install(case: &CaseContext) -> Result<Self> {
+        let directory = case.directory().join("plugins");
+        fs::create_dir_all(&directory)?;
+        let installed = case.programs().cni().to_owned();
+        for plugin in fs::read_dir(&installed)? {
+            let plugin = plugin?;
+            symlink(plugin.path(), directory.join(plugin.file_name()))?;
+        }
+        Ok(Self { directory, installed })
+    }
+
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    pub fn remove(&self, plugin: &str) -> Result<()> {
+        Ok(fs::remove_file(self.directory.join(plugin))?)
+    }
+
+    pub fn restore(&self, plugin: &str) -> Result<()> {
+        symlink(self.installed.join(plugin), self.successor())?;
+        Ok(fs::rename(self.successor(), self.directory.join(plugin))?)
+    }
+
+    /// Returns the path of what is about to take a plugin's place, which somebody may run at any moment.
+    fn successor(&self) -> PathBuf {
+        self.directory.join(".new")
+    }
+
+    /// Replaces a CNI plugin by a script for the command `when`. The script can run the real plugin as `"$real"`, which
+    /// also serves all other commands.
+    pub fn replace(&self, plugin: &str, when: &str, script: &str) -> Result<()> {
+        let text = format!(
+            "#!/bin/sh\nreal={}\nif [ \"$CNI_COMMAND\" = {when} ]; then\n{script}\nfi\nexec \"$real\"\n",
+            self.installed.join(plugin).display()
+        );
+        fs::write(self.successor(), text)?;
+        fs::set_permissions(self.successor(), fs::Permissions::from_mode(0o755))?;
+        Ok(fs::rename(self.successor(), self.directory.join(plugin))?)
+    }
+
+    /// Has the driver use these plugins.
+    pub fn add_to(&self, options: &mut Value) {
+        options["cni_path"] = json!(self.directory.display().to_string());
+    }
+}
