@@ -80,6 +80,9 @@ const TRY_AGAIN_CODES: [u64; 3] = [11, 50, 51];
 /// Code of a plugin that does not speak the network's version.
 const INCOMPATIBLE_VERSION: u64 = 1;
 const UNKNOWN_CONTAINER: u64 = 3;
+/// Words of the `bridge` plugin for a bridge whose last port went before it had its address, as after an ADD that was cut
+/// off: it has no hardware address then, which the plugin wants to set again. The next ADD finds the address there.
+const PORTLESS_BRIDGE: &str = "could not set bridge's mac";
 /// Words of `iptables` for a rule that isn't there: over nf_tables, and without it.
 const NO_SUCH_CHAIN: [&str; 2] = ["does not exist", "No chain/target/match by that name"];
 
@@ -94,6 +97,7 @@ impl Error {
         match self {
             Self::Plugin(failure) => {
                 failure.error.timed_out
+                    || failure.error.reason.contains(PORTLESS_BRIDGE)
                     || failure.error.code.is_some_and(|code| TRY_AGAIN_CODES.contains(&code))
             }
             Self::Multiple(errors) => errors.iter().any(Self::is_transient),
@@ -172,6 +176,8 @@ mod tests {
         assert!(of(nix::libc::ENOMEM).is_transient() && !of(nix::libc::EACCES).is_transient());
         let late = failed(RunError { timed_out: true, ..RunError::new("late") });
         assert!(late.is_transient() && !failed(RunError::new("bad")).is_transient());
+        let portless = "failed to set bridge addr: could not set bridge's mac: invalid argument (code 999)";
+        assert!(failed(RunError::new(portless)).is_transient());
     }
 
     #[test]

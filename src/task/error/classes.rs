@@ -284,6 +284,9 @@ mod tests {
             "a CNI plugin is late, or answers with code 11, 50 or 51" => {
                 [Some(11), Some(50), Some(51), None].map(|code| plugin(code, code.is_none())).into()
             }
+            portless if portless.contains("could not set bridge's mac") => {
+                vec![plugin_says(Some(999), false, "could not set bridge's mac: invalid argument")]
+            }
             "a CNI plugin fails for another reason" => vec![plugin(Some(7), false), plugin(None, false)],
             "the start is cancelled" => vec![Error::failed("")],
             other => panic!("nothing is known of {other:?}"),
@@ -291,7 +294,11 @@ mod tests {
     }
 
     fn plugin(code: Option<u64>, timed_out: bool) -> Error {
-        let error = cni::RunError { code, reason: String::new(), timed_out };
+        plugin_says(code, timed_out, "")
+    }
+
+    fn plugin_says(code: Option<u64>, timed_out: bool, reason: &str) -> Error {
+        let error = cni::RunError { code, reason: reason.to_owned(), timed_out };
         let (network, hint) = ("x".to_owned(), String::new());
         let failure =
             cni::PluginFailure { program: "/bin/bridge".into(), command: "ADD", network, error, hint };
@@ -301,7 +308,7 @@ mod tests {
     #[test]
     fn errors_are_classified_as_documented() {
         let table = table();
-        assert_eq!(table.len(), 19);
+        assert_eq!(table.len(), 20);
         for (row, again) in table {
             for error in failures(&row) {
                 assert_eq!(matches!(error, Error::Transient(_)), again, "{row}: {error:?}");
