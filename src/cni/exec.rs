@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStdin, Command};
 
 use super::error::RunError;
-use crate::sys::process_group::ProcessGroup;
+use crate::sys::process_group::{self, ProcessGroup};
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const OUTPUT_LIMIT_BYTES: usize = 1024 * 1024;
@@ -58,8 +58,8 @@ impl Run<'_> {
     /// # Errors
     /// Quotes the plugin's own words.
     pub(super) async fn output(self) -> Result<Vec<u8>, RunError> {
-        let mut child = self.spawn().await.map_err(|error| RunError::from_io("it can't be run", &error))?;
-        let mut group = ProcessGroup::of(&child);
+        let started = self.spawn().await;
+        let (mut group, mut child) = started.map_err(|error| RunError::from_io("it can't be run", &error))?;
         let (mut out, mut err) = (Vec::new(), Vec::new());
         let communicated =
             tokio::time::timeout(self.deadline, communicate(&mut child, &self.config, &mut out, &mut err))
@@ -82,7 +82,19 @@ impl Run<'_> {
         }
     }
 
-    async fn spawn(&self) -> std::io::Result<Child> {
+    async fn spawn(&self) -> std::io::Result<(ProcessGroup, Child)> {
+        for _ in 1..MAX_BUSY_ATTEMPTS {
+            match process_group::spawn(self.command()).await {
+                Err(error) if error.kind() == ErrorKind::ExecutableFileBusy => {
+                    tokio::time::sleep(BUSY_PAUSE).await;
+                }
+                spawned => return spawned,
+            }
+        }
+        process_group::spawn(self.command()).await
+    }
+
+    fn command(&self) -> Command {
         let path = std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into());
         let mut command = Command::new(self.program);
         command
@@ -95,15 +107,7 @@ impl Run<'_> {
             .stderr(Stdio::piped())
             .process_group(0)
             .kill_on_drop(true);
-        for _ in 1..MAX_BUSY_ATTEMPTS {
-            match command.spawn() {
-                Err(error) if error.kind() == ErrorKind::ExecutableFileBusy => {
-                    tokio::time::sleep(BUSY_PAUSE).await;
-                }
-                spawned => return spawned,
-            }
-        }
-        command.spawn()
+        command
     }
 }
 

@@ -181,7 +181,8 @@ impl Cni {
         let Record { phase: _, network, conf, directories, completed, result } = attached;
         let directories = &self.plugin_directories(directories)[..];
         let mut conf = conf.clone();
-        if !netns::is_bound(&conf.netns) {
+        let namespace = conf.netns.clone();
+        if !blocking::run(move || netns::is_bound(&namespace)).await {
             conf.netns = PathBuf::new();
         }
         let previous = result.as_ref().filter(|_| network.version() >= Version::WITH_CHECK);
@@ -270,10 +271,14 @@ impl Cni {
             tracing::debug!("the built-in network is in use; its unused addresses are collected later");
             return Ok(());
         };
-        let Some(valid) = blocking::run(valid).await else { return Ok(()) };
+        let collect = async {
+            match blocking::run(valid).await {
+                Some(valid) => self.release_stale(&network, leases, &valid).await,
+                None => Ok(()),
+            }
+        };
         // Tasks wait for the collection; a plugin that is cut off here is killed.
-        let collected =
-            tokio::time::timeout(self.deadline, self.release_stale(&network, leases, &valid)).await;
+        let collected = tokio::time::timeout(self.deadline, collect).await;
         collected.unwrap_or(Err(Error::Timeout { doing: "collect addresses", limit: self.deadline }))
     }
 

@@ -18,7 +18,7 @@ use tokio::process::{Child, Command};
 use super::credentials::Credentials;
 use crate::image::{ImageError, Retry};
 use crate::secret::Secret;
-use crate::sys::process_group::ProcessGroup;
+use crate::sys::process_group;
 
 /// Timeout of a helper's answer.
 const ANSWERS: Duration = Duration::from_secs(30);
@@ -50,8 +50,8 @@ pub(super) async fn ask(name: &str, server: &str, env: &[String]) -> Result<Opti
     if name.is_empty() || !name.chars().all(is_plain) {
         return Err(failed("is not the name of a helper".to_owned()));
     }
-    let mut child = spawn(&program, env).map_err(|error| failed(format!("can't be run: {error}")))?;
-    let mut group = ProcessGroup::of(&child);
+    let started = process_group::spawn(command(&program, env)).await;
+    let (mut group, mut child) = started.map_err(|error| failed(format!("can't be run: {error}")))?;
     let answer = tokio::time::timeout(ANSWERS, exchange(&mut child, server)).await;
     if let Ok(Ok(_)) = answer {
         group.ended();
@@ -63,7 +63,7 @@ pub(super) async fn ask(name: &str, server: &str, env: &[String]) -> Result<Opti
     }
 }
 
-fn spawn(program: &str, env: &[String]) -> std::io::Result<Child> {
+fn command(program: &str, env: &[String]) -> Command {
     let mut command = Command::new(program);
     command.arg("get").env_clear().current_dir("/").process_group(0).kill_on_drop(true);
     for name in ["PATH", "HOME"].into_iter().chain(env.iter().map(String::as_str)) {
@@ -71,7 +71,8 @@ fn spawn(program: &str, env: &[String]) -> std::io::Result<Child> {
             command.env(name, value);
         }
     }
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
 }
 
 /// Returns whether the helper succeeded, and its stdout and stderr. It is waited for last: after an error it still

@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 
 use super::{Bundle, Error};
 use crate::gvisor;
+use crate::sys::blocking;
 
 const SOCKET: &str = "events.sock";
 /// Names of the shims that need no address: containerd's own of the runc family.
@@ -45,7 +46,8 @@ impl EventSocket {
         if shim.file_name().is_some_and(|name| SHIMS_WITHOUT_EVENTS.iter().any(|one| name == *one)) {
             return Ok(None);
         }
-        self.served.get_or_try_init(|| async { self.serve() }).await?;
+        let socket = self.clone();
+        self.served.get_or_try_init(|| blocking::run(move || socket.serve())).await?;
         Ok(Some(&self.socket))
     }
 

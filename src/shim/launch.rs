@@ -28,7 +28,7 @@ use super::{Bundle, DEFAULT_PATH, Error, EventSocket, Family, excerpt};
 use crate::gvisor;
 use crate::sys::blocking;
 use crate::sys::os_error::{is_transient, reports_transient};
-use crate::sys::process_group::ProcessGroup;
+use crate::sys::process_group;
 
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 /// Directory of the shims' sockets, which is compiled into them.
@@ -171,8 +171,8 @@ impl Launcher {
     /// Returns the first [`MAX_ANSWER_BYTES`] that the binary prints for `-v`. All that it has started is killed.
     async fn version(&self, bundle: &Bundle, id: &str) -> io::Result<String> {
         let mut command = self.command(&self.binary, bundle, id, Stdio::piped(), Stdio::null());
-        let mut child = command.arg("-v").spawn()?;
-        let group = ProcessGroup::of(&child);
+        command.arg("-v");
+        let (group, mut child) = process_group::spawn(command).await?;
         let mut printed = Vec::new();
         if let Some(stdout) = child.stdout.take() {
             stdout.take(MAX_ANSWER_BYTES).read_to_end(&mut printed).await?;
@@ -201,11 +201,11 @@ impl Launcher {
             },
             Stdio::from,
         );
-        let binary = self.existing_binary(bundle).await;
-        let mut command = self.command(&binary, bundle, id, Stdio::null(), stderr);
+        let found = Self { binary: self.existing_binary(bundle).await, ..self.clone() };
+        let mut command = found.command(&found.binary, bundle, id, Stdio::null(), stderr);
         command.args(["-publish-binary", "/bin/true", "-bundle"]).arg(bundle.directory()).arg("delete");
-        let status = self.run(command, "delete", id, DELETE_TIMEOUT).await?;
-        if status.success() { Ok(()) } else { Err(self.failed("delete", id, status, err).await) }
+        let status = found.run(command, "delete", id, DELETE_TIMEOUT).await?;
+        if status.success() { Ok(()) } else { Err(found.failed("delete", id, status, err).await) }
     }
 
     /// Returns the binary that the bundle names, or else this launcher's; or that of the configured runtime if it is
@@ -241,16 +241,15 @@ impl Launcher {
 
     async fn run(
         &self,
-        mut command: Command,
+        command: Command,
         action: &'static str,
         id: &str,
         limit: Duration,
     ) -> Result<ExitStatus, Error> {
         let failure = |reason: &dyn std::fmt::Display| self.failure(action, id, reason);
-        let mut child = command.spawn().map_err(|error| {
+        let (mut group, mut child) = process_group::spawn(command).await.map_err(|error| {
             failure(&format_args!("can't be run: {error}")).with_transience(is_transient(&error))
         })?;
-        let mut group = ProcessGroup::of(&child);
         match tokio::time::timeout(limit, child.wait()).await {
             Ok(status) => {
                 // The shim that the binary leaves behind is in a group of its own.

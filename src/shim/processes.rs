@@ -35,13 +35,13 @@ impl Launcher {
         id: &str,
         reported_pid: i32,
     ) -> Result<Shim, Error> {
-        let (launcher, of, directory) = (self.clone(), id.to_owned(), bundle.directory().to_owned());
+        let (launcher, of, bundle) = (self.clone(), id.to_owned(), bundle.clone());
         let found = blocking(move || {
             let of_said = ProcessId::of(reported_pid);
             if launcher.is_shim(reported_pid, &of) {
                 vec![of_said]
             } else {
-                launcher.serving_shims(&directory, &of)
+                launcher.serving_shims(&bundle, &of)
             }
         });
         match found.await.as_deref() {
@@ -64,10 +64,10 @@ impl Launcher {
         id: &str,
     ) -> io::Result<Option<ProcessId>> {
         let (launcher, process, id) = (self.clone(), shim.process(), id.to_owned());
-        let directory = bundle.directory().to_owned();
+        let bundle = bundle.clone();
         let look = move || {
             if process.pid <= 1 {
-                return match launcher.shims(&directory, &id)[..] {
+                return match launcher.shims(&bundle, &id)[..] {
                     [] => Ok(None),
                     [shim] => Ok(Some(shim)),
                     [..] => Err(io::Error::other("more than one process has the shim's arguments")),
@@ -116,9 +116,9 @@ impl Launcher {
     /// the shim was written down in the bundle. What a shim has started is killed with it: not every shim ends a
     /// runtime that hangs when nobody waits for it any more.
     pub(crate) async fn kill_stale_shims(&self, bundle: &Bundle, id: &str) {
-        let (launcher, of, directory) = (self.clone(), id.to_owned(), bundle.directory().to_owned());
+        let (launcher, of, bundle) = (self.clone(), id.to_owned(), bundle.clone());
         let killed = blocking(move || {
-            for shim in launcher.shims(&directory, &of) {
+            for shim in launcher.shims(&bundle, &of) {
                 // The process is held before the check of its arguments, so that the process that was checked is the
                 // one that is killed.
                 let Ok(Some(process)) = ProcessHandle::open(shim) else { continue };
@@ -140,34 +140,27 @@ impl Launcher {
     /// # Errors
     /// When the look takes too long, or breaks off.
     pub(crate) async fn has_stale_shim(&self, bundle: &Bundle, id: &str) -> io::Result<bool> {
-        let (launcher, of, directory) = (self.clone(), id.to_owned(), bundle.directory().to_owned());
-        blocking(move || !launcher.serving_shims(&directory, &of).is_empty()).await
+        let (launcher, of, bundle) = (self.clone(), id.to_owned(), bundle.clone());
+        blocking(move || !launcher.serving_shims(&bundle, &of).is_empty()).await
     }
 
     /// Returns the running processes of this id's shims. Only the command lines of processes that look like a shim are
     /// read: the kernel makes the reader wait if the process is stuck, such as in a file system that hangs.
-    fn shims(&self, directory: &Path, id: &str) -> Vec<ProcessId> {
+    fn shims(&self, bundle: &Bundle, id: &str) -> Vec<ProcessId> {
+        let directory = bundle.directory();
         let real = directory.canonicalize().unwrap_or_else(|_| directory.to_owned());
-        let found = procfs::all_pids().into_iter().filter(|pid| self.looks_like_shim(*pid, &real));
+        let binary = bundle.shim_binary().unwrap_or_else(|| self.binary.clone());
+        let name = binary.file_name().map(OsStr::as_bytes).unwrap_or_default();
+        let found = procfs::all_pids().into_iter().filter(|pid| looks_like_shim(*pid, name, &real));
         let shims = found.map(ProcessId::of).filter(|process| self.is_shim(process.pid, id));
         shims.filter(|process| process.is_alive()).collect()
     }
 
     /// Returns [`Self::shims`] without processes of the shim's binary that start a shim, or clean up after one.
-    fn serving_shims(&self, directory: &Path, id: &str) -> Vec<ProcessId> {
-        let mut shims = self.shims(directory, id);
+    fn serving_shims(&self, bundle: &Bundle, id: &str) -> Vec<ProcessId> {
+        let mut shims = self.shims(bundle, id);
         shims.retain(|shim| !is_short_lived(&procfs::command_line(shim.pid)));
         shims
-    }
-
-    /// Returns whether a process may be a shim by its name, or by its working directory.
-    fn looks_like_shim(&self, pid: i32, directory: &Path) -> bool {
-        let name = std::fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
-        let name = name.trim_ascii_end();
-        let binary = self.binary.file_name().map(OsStr::as_bytes).unwrap_or_default();
-        let is_named = name.starts_with(b"containerd-shim")
-            || (!name.is_empty() && name == &binary[..binary.len().min(COMM_BYTES)]);
-        is_named || std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|at| at == directory)
     }
 
     fn is_shim(&self, pid: i32, id: &str) -> bool {
@@ -175,6 +168,16 @@ impl Launcher {
             && procfs::shares_our_pids(pid)
             && is_shim_of(&procfs::command_line(pid), &self.namespace, &self.address, id)
     }
+}
+
+/// Returns whether a process may be a shim by its name, that of containerd's shims or of `binary`, or by its working
+/// directory.
+fn looks_like_shim(pid: i32, binary: &[u8], directory: &Path) -> bool {
+    let name = std::fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+    let name = name.trim_ascii_end();
+    let is_named = name.starts_with(b"containerd-shim")
+        || (!name.is_empty() && name == &binary[..binary.len().min(COMM_BYTES)]);
+    is_named || std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|at| at == directory)
 }
 
 /// Returns whether a command line is that of a shim's binary which starts a shim, or cleans up after one.

@@ -1,8 +1,12 @@
 //! Process groups of programs that the plugin starts, of which no process may be left over.
 
+use std::io;
+
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
-use tokio::process::Child;
+use tokio::process::{Child, Command};
+
+use super::blocking;
 
 /// A process group that is killed on drop, unless its leader has ended by itself.
 pub(crate) struct ProcessGroup {
@@ -19,6 +23,19 @@ impl ProcessGroup {
     pub(crate) fn ended(&mut self) {
         self.leader = None;
     }
+}
+
+/// Starts a child as the leader of its process group, on another thread: whoever starts a child waits for the disks of
+/// its working directory and its program. A start that nobody waits for any more is undone.
+///
+/// # Errors
+/// The command's.
+pub(crate) async fn spawn(mut command: Command) -> io::Result<(ProcessGroup, Child)> {
+    let start = move || {
+        let child = command.spawn()?;
+        Ok((ProcessGroup::of(&child), child))
+    };
+    blocking::run(start).await
 }
 
 impl Drop for ProcessGroup {

@@ -116,7 +116,8 @@ impl Tasks {
                 "Nomad starts this task again; removing an earlier attempt first"
             );
             let Err(error) = self.destroy_container(Arc::clone(settings), &id, true).await else { continue };
-            if !Bundle::at(container.state_dir(), NAMESPACE, &id).has_no_processes() {
+            let bundle = Bundle::at(container.state_dir(), NAMESPACE, &id);
+            if !bundle.off_thread(Bundle::has_no_processes).await {
                 return Err(Error::transient(error).context(format_args!(
                     "container {id}, an earlier attempt of this task, can't be removed yet, and two attempts must \
                      not run at once"

@@ -97,9 +97,8 @@ async fn find(
     if let Some(why) = refusal(is_marked, restored, is_of_this_boot, directory) {
         return Err(Error::failed(why));
     }
-    let bundle = container.bundle.clone();
     // Looked up before the shim is asked anything: the shim may be stuck in the start of an exec.
-    let execs = tokio::task::spawn_blocking(move || StaleExecs::find(&bundle)).await;
+    let execs = container.bundle.off_thread(StaleExecs::find).await;
     if driver_state.family() == Family::Gvisor {
         if let Err(error) = renew_wrapper(settings).await {
             tracing::warn!(container = driver_state.container_id, error = %error.chain(), "can't renew the link by which its shim finds runsc");
@@ -113,14 +112,11 @@ async fn find(
     let had_exited = is_known_to_be_gone(&driver_state, &init);
     let init = init.unwrap_or_default();
     let waiting = shim::wait_pending(&connection, "").await;
-    if let Ok(execs) = execs {
-        let (connection, driver_state, container) =
-            (connection.clone(), driver_state.clone(), container.clone());
-        let runtime_root = container::runtime_root(settings);
-        tokio::spawn(async move {
-            execs.end(&connection, &driver_state, &container, runtime_root.as_ref()).await;
-        });
-    }
+    let ending = (connection.clone(), driver_state.clone(), container.clone());
+    let runtime_root = container::runtime_root(settings);
+    tokio::spawn(async move {
+        execs.end(&ending.0, &ending.1, &ending.2, runtime_root.as_ref()).await;
+    });
     let network = container.clone();
     // The check may take as long as the CNI plugins do, and changes nothing for the task.
     tokio::spawn(async move { network.check_network().await });

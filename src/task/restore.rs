@@ -9,6 +9,7 @@ use super::container::{ContainerHandles, RestoreFacts};
 use super::error::{Error, Result};
 use super::{DriverState, Identity};
 use crate::shim::Bundle;
+use crate::sys::blocking;
 use crate::sys::error_chain::Chained;
 use crate::sys::procfs::ProcessId;
 
@@ -40,20 +41,18 @@ impl ContainerHandles {
     /// Runs [`Self::restore`] on a thread of its own.
     pub(super) async fn restore_off_thread(&self) -> bool {
         let container = self.clone();
-        tokio::task::spawn_blocking(move || container.restore()).await.unwrap_or(false)
+        blocking::run(move || container.restore()).await
     }
 
     /// Restores the bundle for its teardown. Nothing restores it after this: what is missing from then on was taken
     /// down.
     pub(super) async fn restore_at_last(&self) {
         let container = self.clone();
-        let restored = tokio::task::spawn_blocking(move || {
+        blocking::run(move || {
             let known = container.known.lock().unwrap_or_else(PoisonError::into_inner).take();
             known.is_some_and(|known| container.restore_from(&known))
-        });
-        if let Err(error) = restored.await {
-            tracing::warn!(container = self.id, %error, "the restoration of its bundle was interrupted");
-        }
+        })
+        .await;
     }
 
     fn restore_from(&self, known: &RestoreFacts) -> bool {

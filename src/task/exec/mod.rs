@@ -136,9 +136,7 @@ impl Task {
     /// Returns the task's own process from its specification, which is read from the bundle once.
     async fn exec_template(&self) -> Result<&Process> {
         let read = async {
-            let bundle = self.container.bundle.clone();
-            let spec = tokio::task::spawn_blocking(move || bundle.read_spec()).await;
-            let spec = spec.map_err(Error::failed)??;
+            let spec = self.container.bundle.off_thread(Bundle::read_spec).await?;
             spec.process()
                 .clone()
                 .ok_or_else(|| Error::failed("the specification in its bundle has no process"))

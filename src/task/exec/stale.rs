@@ -17,6 +17,7 @@ use std::time::{Duration, SystemTime};
 use super::processes::{self, Root, strays};
 use super::{DEATH, PREFIX, Running, runtimes};
 use crate::shim::{Bundle, Connection, Family};
+use crate::sys::blocking;
 use crate::sys::procfs::ProcessId;
 use crate::task::DriverState;
 use crate::task::container::ContainerHandles;
@@ -100,9 +101,7 @@ impl StaleExecs {
         {
             end_strays(driver_state, shim, looked).await;
         }
-        for pipe in pipes {
-            let _ = std::fs::remove_file(pipe);
-        }
+        blocking::run(move || pipes.iter().for_each(|pipe| drop(std::fs::remove_file(pipe)))).await;
         drop(held);
     }
 }
@@ -112,7 +111,8 @@ impl StaleExecs {
 async fn end(mut running: Running, noted: PathBuf) {
     for _ in 0..TRIES {
         if running.root.is_none() && running.connection.exec_has_begun(&running.exec_id).await {
-            running.root = root(&noted);
+            let noted = noted.clone();
+            running.root = blocking::run(move || root(&noted)).await;
         }
         running.kill().await;
         if running.forget().await {

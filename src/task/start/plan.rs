@@ -19,6 +19,7 @@ use crate::image::archive::Scratch;
 use crate::security::{self, Confinement};
 use crate::shim::Bundle;
 use crate::spec::{self, BoundFile};
+use crate::sys::blocking;
 use crate::sys::host_path::{self, Area};
 use crate::task::Settings;
 use crate::task::error::{Error, Result};
@@ -136,8 +137,7 @@ impl StartPlan {
             let directory = bundle.mount_files(texts.bytes())?;
             Ok::<_, Error>(texts.write(&directory)?)
         };
-        let written = tokio::task::spawn_blocking(write).await;
-        let files = written.map_err(Error::failed)??;
+        let files = blocking::run(write).await?;
         let bound = |NameFile { source, at }| BoundFile { source, at, writable: true };
         Ok(files.into_iter().map(bound).collect())
     }
