@@ -28,9 +28,9 @@ pub struct Injector {
     stage: watch::Receiver<Stage>,
 }
 
-/// The points that the plugin has reached, in their order, and those of them at which threads that answer calls may have
-/// waited for a disk.
-#[derive(Default, Clone)]
+/// The points that the plugin has reached, in their order, and the calls at which threads that answer for all tasks may
+/// have waited for a disk.
+#[derive(Default)]
 struct Seen {
     points: Vec<Point>,
     waits: Vec<Point>,
@@ -143,23 +143,27 @@ impl Injector {
     /// Lets go of the plugin for good, and returns whether it has reached the point.
     ///
     /// # Errors
-    /// Fails if the injector can't be ended.
+    /// Fails if the injector can't be ended; or lists the calls by which threads that answer for all tasks may have
+    /// waited for a disk.
     pub async fn end(mut self) -> Result<bool> {
         self.process.kill().await.context("end the injector")?;
         let _ = self.reading.await;
+        let waits: Vec<_> = lock(&self.seen)
+            .waits
+            .iter()
+            .map(|Point { call, object, .. }| format!("{call} {object}"))
+            .collect();
+        ensure!(waits.is_empty(), "made on threads that answer calls, and may wait:\n{}", waits.join("\n"));
         Ok(*self.stage.borrow() >= Stage::Reached)
     }
 
     /// Returns the points that the plugin has reached, in their order.
     ///
     /// # Errors
-    /// Fails if there was none, which says that nothing was traced; or lists the calls by which threads that answer for
-    /// all tasks may have waited for a disk.
+    /// Fails if there was none, which says that nothing was traced.
     pub fn points(&self) -> Result<Vec<Point>> {
-        let Seen { points, waits } = lock(&self.seen).clone();
+        let points = lock(&self.seen).points.clone();
         ensure!(!points.is_empty(), "the plugin reached no point");
-        let waits: Vec<_> = waits.iter().map(Point::to_string).collect();
-        ensure!(waits.is_empty(), "made on threads that answer calls, and may wait:\n{}", waits.join("\n"));
         Ok(points)
     }
 }

@@ -173,6 +173,7 @@ impl Surroundings<'_> {
         let environment = self.context.environment();
         let containerd = environment.containerd();
         let (mut moved, mut had_effect) = (Vec::new(), true);
+        let _ = fs::remove_file(self.ran());
         match outside {
             Outside::ShimKilled => had_effect = self.signal_shims(Signal::KILL),
             Outside::ShimFrozen => had_effect = self.signal_shims(Signal::STOP),
@@ -257,14 +258,15 @@ impl Surroundings<'_> {
             Outside::Twin => self.twin(options).await.context("another plugin on the state directory")?,
             outside => tokio::time::sleep(outside.lasts()).await,
         }
+        let was_met = self.was_met(under_way.outside);
         tokio::task::block_in_place(|| self.end(&under_way))?;
-        Ok(under_way.had_effect && self.was_met(under_way.outside))
+        Ok(under_way.had_effect && was_met)
     }
 
     /// Returns whether anybody has run what was replaced, or asked what was broken.
     fn was_met(&self, outside: Outside) -> bool {
         match outside {
-            Outside::ShimBroken | Outside::CniHangs | Outside::CniLies => fs::remove_file(self.ran()).is_ok(),
+            Outside::ShimBroken | Outside::CniHangs | Outside::CniLies => self.ran().exists(),
             Outside::RegistryCuts
             | Outside::RegistryStalls
             | Outside::RegistryRefuses

@@ -44,7 +44,7 @@ pub enum Scenario {
     End,
     /// The destruction of a task that has ended.
     Destroy,
-    /// The destruction of a task that runs.
+    /// The destruction of a task that runs, with a network of its own.
     ForcedDestroy,
     /// The recovery of a task that runs.
     Recover,
@@ -100,7 +100,7 @@ impl Scenario {
         match self {
             Self::Pull => job["image"] = json!(format!("{registry}/{PULLED}")),
             Self::ImageGc => job["image"] = json!(context.image(PULLED)),
-            Self::Network => {
+            _ if self.has_network() => {
                 job["network_mode"] = json!("bridge");
                 job["ports"] = json!([PORT_LABEL]);
             }
@@ -114,7 +114,7 @@ impl Scenario {
     /// # Errors
     /// Fails if the machine has no free port.
     pub fn reserve(self, task: &mut Task) -> Result<()> {
-        if self == Self::Network {
+        if self.has_network() {
             offer(task, vec![port(PORT_LABEL, free_port()?, PORT, "127.0.0.1")]);
         }
         Ok(())
@@ -131,7 +131,7 @@ impl Scenario {
             _ => json!({"creation_grace": "3s"}),
         };
         let mut options = orphans::options(context, &orphans);
-        if self == Self::Network {
+        if self.has_network() {
             cni.add_to(&mut options);
             options["cni_timeout"] = json!("3s");
         }
@@ -159,6 +159,11 @@ impl Scenario {
         let _ =
             containerd.ctr(&["images", "rm", &environment.image(PULLED), &format!("{registry}/{PULLED}")]);
         containerd.collect_garbage()
+    }
+
+    /// Returns whether the scenario's task has a network of its own, with a published port.
+    pub fn has_network(self) -> bool {
+        matches!(self, Self::Network | Self::ForcedDestroy)
     }
 
     /// Returns whether the scenario is a task's first start.

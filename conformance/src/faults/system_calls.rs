@@ -164,7 +164,9 @@ pub fn by_number(number: i64) -> Option<&'static SystemCall> {
 /// was only read is closed at once.
 pub fn may_wait(name: &str, object: &str) -> bool {
     let is_file = object.starts_with(['/', '{']);
-    is_file && name != "close" && !["/proc", "/sys", "/dev"].iter().any(|kernels| object.starts_with(kernels))
+    is_file
+        && name != "close"
+        && !["/proc/", "/sys/", "/dev/"].iter().any(|kernels| object.starts_with(kernels))
 }
 
 /// The ways in which a call can fail.

@@ -62,7 +62,9 @@ fn is_made_of(mounts: &str, directory: &Path, own_disk: Option<&str>) -> bool {
         let (Some(disk), Some(source), Some(point)) = (fields.next(), fields.next(), fields.next()) else {
             return false;
         };
-        let from_there = Path::new(source).starts_with(directory) || own_disk == Some(disk);
+        // The whole disk is only seen in a copy of the host's table.
+        let from_there =
+            Path::new(source).starts_with(directory) || (own_disk == Some(disk) && source != "/");
         let rooted_there = point == "/" && line.contains(&format!("={}/", directory.display()));
         rooted_there || (from_there && !Path::new(point).starts_with(directory))
     })
@@ -192,6 +194,7 @@ mod tests {
         assert!(made_of("9 8 254:0 /tmp/w/s1/alloc/x/alloc /alloc rw - ext4 /dev/vda rw"));
         assert!(made_of("9 8 7:3 /nomad/web-1/hosts /etc/hosts rw - ext4 /dev/loop3 rw"));
         assert!(!made_of("9 8 7:3 / /tmp/w/s1 rw - ext4 /dev/loop3 rw"));
+        assert!(!made_of("9 8 7:3 / /host/tmp/w/s1 rw - ext4 /dev/loop3 rw"));
         assert!(!made_of("9 8 0:1 / /tmp/w/s1/alloc/x/web/secrets rw - tmpfs tmpfs rw"));
         assert!(!made_of("9 8 0:1 / /tmp/w/s1/rootfs rw - overlay overlay rw,upperdir=/tmp/w/ctd/2/fs"));
         assert!(!made_of("9 8 254:0 / / rw - ext4 /dev/vda rw"));

@@ -1,12 +1,15 @@
 //! A directory of CNI plugins of which some can be replaced.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::io::{ErrorKind, Write as _};
+use std::os::unix::fs::{OpenOptionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use harness::context::CaseContext;
 use serde_json::{Value, json};
+
+const SUCCESSOR: &str = ".new";
 
 /// The directory, which begins with a link to each CNI plugin of the machine.
 pub struct Plugins {
@@ -35,13 +38,21 @@ impl Plugins {
     }
 
     pub fn restore(&self, plugin: &str) -> Result<()> {
-        symlink(self.installed.join(plugin), self.successor())?;
-        Ok(fs::rename(self.successor(), self.directory.join(plugin))?)
+        symlink(self.installed.join(plugin), self.successor()?)?;
+        self.succeed(plugin)
     }
 
-    /// Returns the path of what is about to take a plugin's place, which somebody may run at any moment.
-    fn successor(&self) -> PathBuf {
-        self.directory.join(".new")
+    /// Returns a path where nothing is, for what is about to take the place of a plugin that somebody may be running.
+    fn successor(&self) -> Result<PathBuf> {
+        let at = self.directory.join(SUCCESSOR);
+        match fs::remove_file(&at) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(error.into()),
+            _ => Ok(at),
+        }
+    }
+
+    fn succeed(&self, plugin: &str) -> Result<()> {
+        Ok(fs::rename(self.directory.join(SUCCESSOR), self.directory.join(plugin))?)
     }
 
     /// Replaces a CNI plugin by a script for the command `when`. The script can run the real plugin as `"$real"`, which
@@ -51,9 +62,11 @@ impl Plugins {
             "#!/bin/sh\nreal={}\nif [ \"$CNI_COMMAND\" = {when} ]; then\n{script}\nfi\nexec \"$real\"\n",
             self.installed.join(plugin).display()
         );
-        fs::write(self.successor(), text)?;
-        fs::set_permissions(self.successor(), fs::Permissions::from_mode(0o755))?;
-        Ok(fs::rename(self.successor(), self.directory.join(plugin))?)
+        let mut options = fs::OpenOptions::new();
+        let mut file = options.write(true).create_new(true).mode(0o755).open(self.successor()?)?;
+        file.write_all(text.as_bytes())?;
+        drop(file);
+        self.succeed(plugin)
     }
 
     /// Has the driver use these plugins.

@@ -92,7 +92,8 @@ impl Tracer {
                         Ok(()) | Err(Errno::ESRCH) => {}
                         Err(error) => return Err(error).context("interrupt a thread"),
                     }
-                    self.threads.insert(thread, Thread::default());
+                    // Threads for what may wait are only started with the first such work.
+                    self.threads.insert(thread, Thread { is_worker: true, ..Thread::default() });
                     any = true;
                 }
                 // It has ended, or was traced from its start.
@@ -116,8 +117,8 @@ impl Tracer {
             };
             let status = match waitpid(None, Some(options)) {
                 Ok(WaitStatus::StillAlive) => {
-                    self.let_hanging_go_on()?;
                     std::thread::sleep(GLANCE);
+                    self.let_hanging_go_on()?;
                     continue;
                 }
                 Ok(status) => status,
@@ -126,6 +127,7 @@ impl Tracer {
                 Err(error) => return Err(error).context("wait for a thread"),
             };
             self.take_requests()?;
+            self.let_hanging_go_on()?;
             let (thread, signal) = match status {
                 WaitStatus::PtraceSyscall(thread) => {
                     self.at_call(thread)?;
@@ -193,6 +195,11 @@ impl Tracer {
         }
         let Some(call) = system_calls::by_number(regs.orig_rax.cast_signed()) else { return Ok(()) };
         let Some(object) = self.names.object(call, &regs) else { return Ok(()) };
+        let is_worker = self.threads.get(&thread).is_some_and(|thread| thread.is_worker);
+        if is_worker && system_calls::may_wait(call.name, &object) {
+            let point = Point { call: call.name.to_owned(), object: object.clone(), ordinal: 0 };
+            report(&Report::MayWait(point))?;
+        }
         let Some(armed) = &mut self.armed else { return Ok(()) };
         let object = in_general(&object, &armed.names);
         let ordinal = armed.counts.entry((call.name, object.clone())).or_default();
@@ -204,13 +211,7 @@ impl Tracer {
             hanging.threads.push(thread);
         }
         let point = Point { call: call.name.to_owned(), object, ordinal: *ordinal };
-        let Some((target, action)) = &armed.target else {
-            let is_worker = self.threads.get(&thread).is_some_and(|thread| thread.is_worker);
-            if is_worker && system_calls::may_wait(&point.call, &point.object) {
-                report(&Report::MayWait(point.clone()))?;
-            }
-            return report(&Report::Point(point));
-        };
+        let Some((target, action)) = &armed.target else { return report(&Report::Point(point)) };
         if *target != point {
             return Ok(());
         }
@@ -278,7 +279,7 @@ impl Tracer {
 /// Returns the beginning of an object's name that stands for its file system: its first word, or its directory.
 fn root_of(object: &str) -> &str {
     let end = if object.starts_with('{') { object.find('}').map(|end| end + 1) } else { object.rfind('/') };
-    &object[..end.unwrap_or(object.len())]
+    &object[..end.filter(|end| *end > 0).unwrap_or(object.len())]
 }
 
 /// Changes the registers of a stopped thread. One that was killed has none.
