@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use super::attachment::RuntimeConf;
 use super::error::{Error, PluginFailure, RunError};
 use super::exec::{self, Run};
-use super::kernel_hints;
+use super::kernel_hints::{self, BRIDGE_NETFILTER};
 use super::network::{Network, Plugin};
 use super::version::{Version, convert};
 use crate::sys::blocking;
@@ -93,7 +93,9 @@ impl Call<'_> {
     }
 
     fn failed(&self, program: &Path, error: RunError) -> Error {
-        let hint = if error.timed_out { None } else { kernel_hints::hint(self.network) };
+        let netfilter = Path::new(BRIDGE_NETFILTER);
+        let hint =
+            if error.timed_out { None } else { kernel_hints::hint(&self.network.programs(), netfilter) };
         Error::Plugin(Box::new(PluginFailure {
             program: program.to_owned(),
             command: self.command,

@@ -2,17 +2,11 @@
 
 use std::path::Path;
 
-use super::network::Network;
-
 /// Path that exists once the kernel passes what a bridge forwards to iptables as well.
-const BRIDGE_NETFILTER: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
+pub(super) const BRIDGE_NETFILTER: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
 
-/// Returns advice for a host whose kernel lacks what the network's plugins need.
-pub(super) fn hint(network: &Network) -> Option<String> {
-    hint_for(&network.programs(), Path::new(BRIDGE_NETFILTER))
-}
-
-fn hint_for(programs: &[&str], netfilter: &Path) -> Option<String> {
+/// Returns advice for a host whose kernel lacks what these plugins of a network need.
+pub(super) fn hint(programs: &[&str], netfilter: &Path) -> Option<String> {
     programs.contains(&"bridge").then(|| missing(netfilter)).flatten()
 }
 
@@ -33,10 +27,10 @@ mod tests {
     #[test]
     fn a_missing_bridge_netfilter_hints_at_its_kernel_module() {
         let directory = tempfile::tempdir().unwrap();
-        assert_eq!(hint_for(&["bridge"], directory.path()), None);
+        assert_eq!(hint(&["bridge"], directory.path()), None);
         let absent = directory.path().join("bridge-nf-call-iptables");
-        assert_eq!(hint_for(&["macvlan"], &absent), None);
-        let hint = hint_for(&["bridge", "host-local"], &absent).unwrap();
+        assert_eq!(hint(&["macvlan"], &absent), None);
+        let hint = hint(&["bridge", "host-local"], &absent).unwrap();
         assert!(hint.contains("bridge-nf-call-iptables") && hint.contains("modprobe br_netfilter"), "{hint}");
     }
 }

@@ -12,7 +12,7 @@ use super::version::Version;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Network {
-    pub(super) name: String,
+    pub(crate) name: String,
     /// Origin for texts: the network's file, or that it is built in.
     pub(super) origin: String,
     /// Versions that the network allows, in ascending order; a single one once it is chosen.
@@ -33,10 +33,6 @@ pub(super) struct Plugin {
 }
 
 impl Network {
-    pub(crate) fn name(&self) -> &str {
-        &self.name
-    }
-
     /// Returns what the plugins take of a job, by the names of the CNI conventions.
     pub(crate) fn capabilities(&self) -> BTreeSet<&str> {
         self.plugins.iter().flat_map(Plugin::capabilities).collect()

@@ -276,6 +276,14 @@ mod tests {
     }
 
     #[test]
+    fn a_value_of_another_kind_is_kept() {
+        for value in [json!(null), json!(true), json!(-1), json!(1), json!(1.5), json!("a"), json!([1])] {
+            let document = json!({"config": value});
+            assert_eq!(config(&document.to_string()), document);
+        }
+    }
+
+    #[test]
     fn invalid_json_is_refused() {
         for text in ["", "{", "{} x", "{\"a\": }"] {
             assert!(read::<Value>(text.as_bytes(), CONFIG).is_err(), "{text}");

@@ -175,7 +175,7 @@ impl NetworkPlan {
         };
         let added = container.cni.add(plugins, &attachment, &container.bundle.network_record()).await?;
         let AddResult { addresses, mac, dns, .. } = added;
-        self.is_met(plugins.name(), &addresses, mac.as_deref())?;
+        self.is_met(&plugins.name, &addresses, mac.as_deref())?;
         let driver_network = self.driver_network(name, &addresses)?;
         Ok(Joined { namespace: NetNamespace::At(path), addresses, dns, driver_network })
     }

@@ -176,12 +176,12 @@ mod tests {
     #[test]
     fn an_invalid_network_is_refused_by_name() {
         let networks = decode(&json!({
-            "cni_path": "/a::/b", "bridge_network_name": "br0", "bridge_network_subnet": "10.0.0.0/8",
+            "cni_path": "/a::/b", "bridge_network_name": "br0", "bridge_network_subnet": "10.1.0.0/16",
             "bridge_network_subnet_ipv6": "fd00:1::/64", "bridge_network_hairpin_mode": true, "cni_timeout": "5s",
         }))
         .unwrap();
         assert_eq!(networks.cni_path, ["/a", "/b"].map(PathBuf::from));
-        assert_eq!(networks.bridge.subnets, ["10.0.0.0/8", "fd00:1::/64"]);
+        assert_eq!(networks.bridge.subnets, ["10.1.0.0/16", "fd00:1::/64"]);
         for (option, wrong) in [
             ("cni_path", json!("bin:/b")),
             ("cni_config_dir", json!("config")),
@@ -192,7 +192,7 @@ mod tests {
             ("bridge_network_subnet", json!("10.0.0.0")),
             ("bridge_network_subnet", json!("10.0.0.0/31")),
             ("bridge_network_subnet", json!("10.0.0.0/0")),
-            ("bridge_network_subnet", json!("10.0.0.1/24")),
+            ("bridge_network_subnet", json!("10.0.0.128/24")),
             ("bridge_network_subnet", json!("fd00::/64")),
             ("bridge_network_subnet_ipv6", json!("10.0.0.0/8")),
             ("bridge_network_subnet_ipv6", json!("fd00::1/64")),
