@@ -100,4 +100,11 @@ mod tests {
         }
         assert!(Limit::CpuShares(500).is_in("", Mode::V2));
     }
+
+    #[test]
+    fn a_limit_of_the_processors_is_one_file_on_v2_and_two_on_v1() {
+        let cpu = Limit::Cpu { quota_us: 50_000, period_us: 100_000 };
+        assert_eq!(cpu.files(Mode::V2), [("", "cpu.max")]);
+        assert_eq!(cpu.files(Mode::V1), [("cpu", "cpu.cfs_quota_us"), ("cpu", "cpu.cfs_period_us")]);
+    }
 }

@@ -124,3 +124,17 @@ mod fuzz {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_record_that_cant_be_read_is_no_absent_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let read = async |name: &str| Record::read(&directory.path().join(name)).await;
+        fs::write(directory.path().join("file"), "{").unwrap();
+        assert!(read("absent").await.unwrap().is_none() && read("file/below").await.unwrap().is_none());
+        assert!(read("file").await.is_err() && read(".").await.is_err());
+    }
+}

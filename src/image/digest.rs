@@ -50,3 +50,25 @@ pub(crate) fn digest_text(hash: &[u8]) -> String {
         text
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_blob_has_the_size_and_the_digest_of_its_descriptor() {
+        let descriptor = |digest: &str, size: u64| -> Descriptor {
+            serde_json::from_value(json!({"mediaType": "text/plain", "digest": digest, "size": size}))
+                .unwrap()
+        };
+        let digest = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!(digest_of(b"abc"), digest);
+        check_blob(&descriptor(digest, 3), b"abc").unwrap();
+        for (descriptor, content) in [(descriptor(digest, 3), "abd"), (descriptor(digest, 4), "abc")] {
+            let error = check_blob(&descriptor, content.as_bytes()).unwrap_err();
+            assert!(matches!(error, ImageError::Corrupt { .. }), "{error}");
+        }
+    }
+}

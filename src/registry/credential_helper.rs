@@ -147,6 +147,17 @@ mod tests {
         assert_eq!(error_message(whole, "oops"), "oops");
     }
 
+    #[tokio::test]
+    async fn a_helper_is_told_the_server_and_its_output_is_read() {
+        // Shows the lines of its stdin that have `get`, the word that helpers are run with.
+        let mut helper = command("grep", &[]).spawn().unwrap();
+        let answer = exchange(&mut helper, "get.test").await.unwrap();
+        assert_eq!(answer, (true, "get.test\n".to_owned(), String::new()));
+        let mut helper = command("cat", &[]).spawn().unwrap();
+        let (is_success, out, err) = exchange(&mut helper, "get.test").await.unwrap();
+        assert!(!is_success && out.is_empty() && err.contains("get"), "{out} {err}");
+    }
+
     #[test]
     fn a_helper_without_credentials_is_no_failed_one() {
         let whole = r#"{"ServerURL": "a", "Username": "me", "Secret": "hunter2"}"#;

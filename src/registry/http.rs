@@ -151,6 +151,14 @@ fn tls_error(error: &reqwest::Error) -> Option<&rustls::Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::registry::hosts::TlsFiles;
+
+    #[test]
+    fn a_hosts_own_client_needs_its_files() {
+        let tls = TlsFiles { ca: vec!["/absent/ca.pem".into()], ..TlsFiles::default() };
+        let error = client_for("registry.test", &Settings { tls, ..Settings::default() }).unwrap_err();
+        assert!(error.to_string().contains("/absent/ca.pem"), "{error}");
+    }
 
     #[tokio::test]
     async fn a_registry_without_tls_is_distinguished_from_an_absent_one() {

@@ -46,8 +46,12 @@ fn bare() -> RegistryClient {
 /// Returns a repository of a registry, with a job's credentials for it.
 fn at<'a>(client: &'a RegistryClient, reference: &Reference, own: Option<Credentials>) -> Registry<'a> {
     let own = own.map(|own| (reference.host().to_owned(), own));
+    with(client, reference, PullCredentials { own, credential_store: None })
+}
+
+fn with<'a>(client: &'a RegistryClient, reference: &Reference, login: PullCredentials) -> Registry<'a> {
     let wait = Box::new(|_, wanted| tokio::time::sleep(wanted).map(Ok).boxed());
-    Registry::new(client, reference, PullCredentials { own, credential_store: None }, wait)
+    Registry::new(client, reference, login, wait)
 }
 
 fn blob(content: &str) -> Descriptor {
@@ -344,11 +348,20 @@ async fn an_identity_token_goes_to_the_token_server_only() {
 
     let refusal =
         answer("400 Bad Request", "", r#"{"error": "invalid_grant", "error_description": "i d&1 is void"}"#);
-    let (reference, _serving) = answering(vec![asks(), refusal]).await;
-    let error = at(&client, &reference, Some(identity)).manifest("c").await.err().unwrap();
-    assert!(matches!(error, ImageError::Denied { .. }), "{error}");
-    let text = error.to_string();
-    assert!(text.contains("invalid_grant; *** is void") && text.contains("identity token"), "{text}");
+    for is_from_job in [true, false] {
+        let (reference, _serving) = answering(vec![asks(), refusal.clone()]).await;
+        let known = Some((reference.host().to_owned(), identity.clone()));
+        let login = if is_from_job {
+            PullCredentials { own: known, credential_store: None }
+        } else {
+            let credential_store = CredentialStore { inline: known, ..CredentialStore::default() };
+            PullCredentials { own: None, credential_store: Some(credential_store.into()) }
+        };
+        let error = with(&client, &reference, login).manifest("c").await.err().unwrap();
+        assert!(matches!(error, ImageError::Denied { own, .. } if own == is_from_job), "{error}");
+        let text = error.to_string();
+        assert!(text.contains("invalid_grant; *** is void") && text.contains("identity token"), "{text}");
+    }
 }
 
 #[tokio::test]

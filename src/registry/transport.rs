@@ -107,3 +107,28 @@ async fn made(name: String, settings: Settings) -> Result<Client, ImageError> {
     let making = tokio::task::spawn_blocking(move || http::client_for(&name, &settings));
     making.await.map_err(|_| ImageError::transient("its certificates can't be read"))?
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn plain_http_is_taken_once_where_tls_was_tried_first() {
+        let tls = TlsFiles { skip_verify: Some(true), ..TlsFiles::default() };
+        let at = |base: &str, tls: &TlsFiles| {
+            let settings = Settings { tls: tls.clone(), ..Settings::default() };
+            HostTransport::new(Arc::default(), Host { base: Url::parse(base).unwrap(), settings })
+        };
+        let url = |text: &str| Url::parse(text).unwrap();
+        let host = at("http://registry.test:5000", &tls).await.unwrap();
+        assert!(!host.takes_plain(&url("https://other.test:5000")));
+        assert_eq!(host.base().scheme(), "https");
+        assert!(host.takes_plain(&url("https://registry.test:5000")));
+        assert_eq!(host.base().scheme(), "http");
+        assert!(!host.takes_plain(&url("http://registry.test:5000")), "it is taken already");
+        let plain = at("http://registry.test:5000", &TlsFiles::default()).await.unwrap();
+        assert!(!plain.takes_plain(&url("http://registry.test:5000")));
+        let secure = at("https://registry.test:5000", &tls).await.unwrap();
+        assert!(!secure.takes_plain(&url("https://registry.test:5000")));
+    }
+}

@@ -40,6 +40,14 @@ async fn a_registry_without_configuration_is_its_own_host() {
 }
 
 #[tokio::test]
+async fn a_file_that_cant_be_read_is_not_skipped() {
+    let place = directory(&[("a.example/hosts.toml/is", "a directory")]);
+    let hosts = Hosts::in_directory(Some(place.path().to_owned()));
+    let error = hosts.of("a.example").await.unwrap_err().to_string();
+    assert!(error.contains("a.example/hosts.toml: it can't be read"), "{error}");
+}
+
+#[tokio::test]
 async fn the_first_existing_hosts_directory_is_used() {
     let named = |name: &str| format!("server = \"https://{name}.example\"");
     let all = directory(&[

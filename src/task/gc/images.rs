@@ -271,6 +271,17 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_pinned_image_stays_and_a_foreign_one_by_default() {
+        let image =
+            |is_ours, is_pinned| StoredImage { name: "a".to_owned(), is_ours, is_pinned, unused_since: None };
+        let policy = |foreign_images| ImageGc { delay: None, disk_high_water: None, foreign_images };
+        assert!(is_removable(&image(true, false), &policy(false)));
+        assert!(!is_removable(&image(false, false), &policy(false)));
+        assert!(is_removable(&image(false, false), &policy(true)));
+        assert!(!is_removable(&image(true, true), &policy(true)));
+    }
+
     #[tokio::test]
     async fn held_images_are_not_removed_and_removals_are_awaited() {
         let uses = Arc::new(ImageUses::default());

@@ -102,6 +102,8 @@ mod tests {
         let given = cpu(&json!({"cpuset_cpus": "0-1,3", "cpuset_mems": ""}));
         assert_eq!(given.cpuset_cpus, Some("0,1,3".parse().unwrap()));
         assert_eq!(given.cpuset_mems, None);
+        assert!(given.is_pinned() && cpu(&json!({"cpuset_mems": "0"})).is_pinned());
+        assert!(!cpu(&json!({})).is_pinned());
         refusal("cpuset_cpus", json!("all"));
         refusal("cpuset_mems", json!("0-"));
     }
