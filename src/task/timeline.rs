@@ -139,6 +139,6 @@ mod tests {
             assert!(futures::poll!(cut.as_mut()).is_pending());
         }
         let text = timeline.to_string();
-        assert!(text.starts_with("done 0.0+") && text.contains(" cut 0."), "{text}");
+        assert!(text.starts_with("done ") && text.contains(" cut "), "{text}");
     }
 }
