@@ -325,8 +325,9 @@ impl CaseContext {
 
     /// Removes by force what a failed case has left, so that the next one finds a clean environment.
     pub fn sweep(&self) {
-        sweep::processes_under(&self.directory());
+        // First, since a process in a frozen cgroup can't be killed.
         self.noted().cgroups.clear();
+        sweep::processes_under(&self.directory());
         sweep::unmount_under(&self.directory());
         self.environment.networks().clear();
         sweep::records(self.environment.containerd());

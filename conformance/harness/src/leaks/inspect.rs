@@ -120,7 +120,7 @@ pub fn leases(root: &Path) -> Vec<PathBuf> {
     files.filter(is_address).collect()
 }
 
-/// Lists the cgroups of a task in every hierarchy, parents first.
+/// Lists the cgroups of a task in every hierarchy with all that are nested in them, parents first.
 pub(crate) fn cgroups_named(task: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for hierarchy in children(Path::new(CGROUPS)).into_iter().chain([PathBuf::from(CGROUPS)]) {
@@ -129,12 +129,17 @@ pub(crate) fn cgroups_named(task: &str) -> Vec<PathBuf> {
         for group in [format!("nomad/{task}"), format!("nomad/reserve/{task}")].iter().chain(&slices) {
             let group = hierarchy.join(group);
             if group.is_dir() && !group.is_symlink() {
-                found.extend(children(&group).into_iter().filter(|child| child.is_dir()));
-                found.insert(0, group);
+                add_with_nested(group, &mut found);
             }
         }
     }
     found
+}
+
+fn add_with_nested(group: PathBuf, found: &mut Vec<PathBuf>) {
+    let nested = children(&group).into_iter().filter(|child| child.is_dir() && !child.is_symlink());
+    found.push(group);
+    nested.for_each(|nested| add_with_nested(nested, found));
 }
 
 /// Lists pipes and sockets below a directory, except for those in a task's root.
@@ -185,6 +190,17 @@ pub fn active_snapshots(containerd: &Containerd) -> Result<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nested_groups_come_after_their_parents() {
+        let directory = tempfile::tempdir().unwrap();
+        let group = directory.path().join("task");
+        fs::create_dir_all(group.join("a/b c/d")).unwrap();
+        fs::write(group.join("a/cgroup.procs"), "").unwrap();
+        let mut found = Vec::new();
+        add_with_nested(group.clone(), &mut found);
+        assert_eq!(found, ["", "a", "a/b c", "a/b c/d"].map(|name| group.join(name)));
+    }
 
     #[test]
     fn a_container_is_told_by_what_it_is_made_of_and_not_by_what_it_could_see() {

@@ -72,7 +72,7 @@ pub fn unmount_under(directory: &Path) {
     }
 }
 
-/// Kills all processes in the cgroups of this name, and removes these.
+/// Kills all processes in the cgroups of this name and in those nested in them, and removes all, the innermost first.
 pub fn cgroups(name: &str) {
     let deadline = Instant::now() + END_LIMIT;
     loop {
@@ -80,12 +80,17 @@ pub fn cgroups(name: &str) {
         if groups.is_empty() || Instant::now() > deadline {
             return;
         }
-        for group in groups.iter().rev() {
-            // The file is opened only if it exists: where a hierarchy is not mounted, gVisor's runtime makes plain
-            // directories.
-            if let Ok(mut state) = fs::OpenOptions::new().write(true).open(group.join("freezer.state")) {
-                let _ = state.write_all(b"THAWED");
+        // A group stays frozen as long as one around it is: all are thawed before the first is to become empty.
+        for group in &groups {
+            for (file, word) in [("freezer.state", "THAWED"), ("cgroup.freeze", "0")] {
+                // The file is opened only if it exists: where a hierarchy is not mounted, gVisor's runtime makes plain
+                // directories.
+                if let Ok(mut state) = fs::OpenOptions::new().write(true).open(group.join(file)) {
+                    let _ = state.write_all(word.as_bytes());
+                }
             }
+        }
+        for group in groups.iter().rev() {
             for pid in fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default().lines() {
                 if let Ok(pid) = pid.parse() {
                     let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
