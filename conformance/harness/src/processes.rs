@@ -101,6 +101,23 @@ pub fn resident_kb(pid: i32) -> Result<u64> {
     number_in_status(pid, "VmRSS:")
 }
 
+/// Returns the largest amount of memory that a process had since its start, or since [`forget_peak`].
+///
+/// # Errors
+/// Fails if the process is gone.
+pub fn peak_kb(pid: i32) -> Result<u64> {
+    number_in_status(pid, "VmHWM:")
+}
+
+/// Takes the memory that a process has now for the most that it has had (proc_pid_clear_refs(5)).
+///
+/// # Errors
+/// Fails if the process is gone.
+pub fn forget_peak(pid: i32) -> Result<()> {
+    let path = format!("/proc/{pid}/clear_refs");
+    fs::write(&path, "5").with_context(|| format!("write {path}"))
+}
+
 fn number_in_status<T: std::str::FromStr>(pid: i32, name: &str) -> Result<T> {
     let path = format!("/proc/{pid}/status");
     let status = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;

@@ -17,11 +17,49 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 /// Interval at which a reader checks whether it has to stop.
 const LOOK: Duration = Duration::from_millis(10);
+/// Number of bytes that are shown of where a word was found.
+const SHOWN_BYTES: usize = 200;
 
 #[derive(Default)]
 struct Received {
     bytes: Vec<u8>,
     ended: bool,
+    search: Option<Search>,
+}
+
+/// A search for a word in bytes that come in pieces, of which it keeps no more than it needs.
+#[derive(Clone)]
+pub struct Search {
+    word: &'static str,
+    /// End of the earlier pieces, which may be the beginning of the word.
+    rest: Vec<u8>,
+    found: Option<String>,
+}
+
+impl Search {
+    /// Returns a search for a word, which is not empty.
+    pub fn of(word: &'static str) -> Self {
+        Self { word, rest: Vec::new(), found: None }
+    }
+
+    /// Goes on with the next piece.
+    pub fn add(&mut self, piece: &[u8]) {
+        if self.found.is_some() {
+            return;
+        }
+        self.rest.extend_from_slice(piece);
+        let at = self.rest.windows(self.word.len()).position(|window| window == self.word.as_bytes());
+        if let Some(at) = at {
+            let end = self.rest.len().min(at + SHOWN_BYTES);
+            self.found = Some(String::from_utf8_lossy(&self.rest[at..end]).into_owned());
+        }
+        self.rest.drain(..self.rest.len().saturating_sub(self.word.len() - 1));
+    }
+
+    /// Returns the word with what came after it, if it was found.
+    pub fn found(&self) -> Option<&str> {
+        self.found.as_deref()
+    }
 }
 
 /// The reader of one pipe. Stops reading on drop.
@@ -43,6 +81,16 @@ impl Reader {
     /// Keeps no more than the first bytes of what is read from the next start on.
     pub fn keep_only(&mut self, bytes: usize) {
         self.kept_bytes = bytes;
+    }
+
+    /// Looks for a word in all that is read, also beyond what is kept.
+    pub fn look_for(&self, word: &'static str) {
+        lock(&self.received).search = Some(Search::of(word));
+    }
+
+    /// Returns the word of [`Self::look_for`] with what came after it, if it was read.
+    pub fn found(&self) -> Option<String> {
+        lock(&self.received).search.as_ref()?.found().map(str::to_owned)
     }
 
     /// Starts to read, with a pause after each 4 KiB.
@@ -145,9 +193,12 @@ fn read(mut pipe: File, received: &Mutex<Received>, stop: &AtomicBool, pause: Du
                 return;
             }
             Ok(read) => {
-                let bytes = &mut lock(received).bytes;
-                let room = kept_bytes.saturating_sub(bytes.len());
-                bytes.extend_from_slice(&buffer[..read.min(room)]);
+                let mut received = lock(received);
+                let room = kept_bytes.saturating_sub(received.bytes.len());
+                received.bytes.extend_from_slice(&buffer[..read.min(room)]);
+                if let Some(search) = &mut received.search {
+                    search.add(&buffer[..read]);
+                }
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
             Err(_) => return,
@@ -155,5 +206,22 @@ fn read(mut pipe: File, received: &Mutex<Received>, stop: &AtomicBool, pause: Du
         if !pause.is_zero() {
             std::thread::sleep(pause);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_is_found_wherever_the_pieces_part() {
+        for size in 1..20 {
+            let mut search = Search::of("BREACH");
+            "x BREAK BREBREACH y".as_bytes().chunks(size).for_each(|piece| search.add(piece));
+            assert!(search.found().is_some_and(|found| found.starts_with("BREACH")), "{size}");
+        }
+        let mut search = Search::of("BREACH");
+        b"BREACBREAK".repeat(1000).chunks(7).for_each(|piece| search.add(piece));
+        assert_eq!((search.found(), search.rest.len()), (None, 5));
     }
 }
