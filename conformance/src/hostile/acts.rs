@@ -20,6 +20,8 @@ pub enum Effect {
     OutOfMemory,
     /// Commands in the task may fail or be killed.
     Hampers,
+    /// The task may have as many processes as its limit allows, so that no command fits in.
+    Crowds,
     /// The task needs its own cgroup, mounted at `/cg`.
     NeedsCgroup,
     /// The task needs CAP_SYS_ADMIN.
@@ -28,7 +30,7 @@ pub enum Effect {
     NeedsMemory,
 }
 
-use Effect::{Halts, Hampers, Ignores, NeedsAdmin, NeedsCgroup, NeedsMemory, OutOfMemory, Signals};
+use Effect::{Crowds, Halts, Hampers, Ignores, NeedsAdmin, NeedsCgroup, NeedsMemory, OutOfMemory, Signals};
 
 /// An act of the program.
 #[derive(Debug)]
@@ -62,11 +64,11 @@ pub const ACTS: [Act; 36] = [
     act("flood", "writes to stdout and stderr as fast as it can", &[]),
     act("line", "writes a line of 13 MB, without an end", &[]),
     act("silent", "closes its output, and reaches for that of others", &[]),
-    act("forks", "starts as many processes as it may", &[OutOfMemory, Hampers]),
-    act("crowd", "starts 10,000 processes", &[OutOfMemory, Hampers, NeedsMemory]),
-    act("bomb", "doubles its processes, over and over", &[OutOfMemory, Hampers]),
+    act("forks", "starts as many processes as it may", &[OutOfMemory, Crowds]),
+    act("crowd", "starts 10,000 processes", &[OutOfMemory, Crowds, NeedsMemory]),
+    act("bomb", "doubles its processes, over and over", &[OutOfMemory, Crowds]),
     act("daemons", "starts processes that leave session and parent, and ignore signals", &[]),
-    act("zombies", "leaves 500 ended processes to nobody", &[]),
+    act("zombies", "leaves 500 ended processes to nobody", &[Crowds]),
     act("deaf", "ignores all signals", &[Ignores]),
     act("stops", "sends SIGSTOP to all its processes, also to commands", &[Hampers]),
     act("signals", "sends each signal to all its processes", &[Signals, Hampers]),

@@ -10,6 +10,7 @@ use nomad_proto::driver as pb;
 use tonic::Status;
 
 use super::acts::{Effect, STOPPED, TOLD};
+use super::excuses::{Excuse, has_ended, may_end_early, unless_ended};
 use super::trial::{Ending, Move, Trial};
 
 /// Timeout of a call, beyond the timeouts in it. Generous: the machine is busy with the task's acts, and a runtime that
@@ -42,13 +43,9 @@ pub async fn answered<T>(
     Ok(answer)
 }
 
-/// Returns whether a command in the task may fail without a fault of the driver's.
-fn may_fail(trial: &Trial) -> bool {
-    let pids = trial.job.options.get("pids_limit").and_then(serde_json::Value::as_i64);
-    trial.has(Effect::Hampers)
-        || trial.has(Effect::OutOfMemory)
-        || trial.job.is_unsure
-        || pids.is_some_and(|pids| pids < 1000)
+async fn signal(plugin: &Plugin, task: &Task, name: &str) -> Result<()> {
+    let answer = answered("SignalTask", plugin.signal_task(task.id(), name)).await?;
+    unless_ended("SignalTask", answer, plugin, task).await.map(drop)
 }
 
 /// Makes a call.
@@ -60,16 +57,19 @@ pub async fn make(call: Move, plugin: &Plugin, task: &Task, trial: &Trial) -> Re
         Move::Exec => {
             let command = ["/bin/sh", "-c", "echo exec"];
             let answer = answered("ExecTask", plugin.exec_task(task.id(), &command, CHECK_TIMEOUT)).await?;
-            check(
-                answer.map(|answer| (answer.result.map(|exit| exit.exit_code), answer.stdout)),
-                b"exec\n",
-                trial,
-            )
+            let answer = answer.map(|answer| Said {
+                code: answer.result.map(|exit| exit.exit_code),
+                stdout: answer.stdout,
+                stderr: answer.stderr,
+            });
+            check(answer, b"exec\n", Excuse::of(trial, task))
         }
         Move::Stream => stream(plugin, task, trial).await,
         Move::Abandoned => {
             let opened = Exec::open(plugin, task.id(), &["/bin/sh", "-c", "sleep 1000"], true);
             let opened = tokio::time::timeout(ANSWER_LIMIT, opened).await.context("no stream")?;
+            // What is wrong with the command is told in the stream.
+            let opened = opened.context("ExecTaskStreaming")?;
             tokio::time::sleep(SHORT_TIMEOUT).await;
             drop(opened);
             Ok(())
@@ -78,16 +78,31 @@ pub async fn make(call: Move, plugin: &Plugin, task: &Task, trial: &Trial) -> Re
             let command = ["/bin/sh", "-c", "cat /dev/zero & exec cat /dev/zero >&2"];
             let limit = Duration::from_secs(1);
             let answer = answered("ExecTask", plugin.exec_task(task.id(), &command, limit)).await?;
-            ensure!(!answer.is_ok_and(|answer| answer.result.is_none()), "ExecTask without a result");
+            match answer {
+                Ok(answer) => ensure!(answer.result.is_some(), "ExecTask without a result"),
+                Err(status) => {
+                    let text = status.message();
+                    let is_fair =
+                        text.contains("did not exit within") || Excuse::of(trial, task).covers(text);
+                    ensure!(is_fair, "a command failed: {text}");
+                }
+            }
             Ok(())
         }
         Move::Stats => stats(plugin, task).await,
-        Move::Inspect => answered("InspectTask", plugin.inspect_task(task.id())).await.map(drop),
-        Move::Signal => answered("SignalTask", plugin.signal_task(task.id(), "SIGWINCH")).await.map(drop),
+        Move::Inspect => {
+            let answer = answered("InspectTask", plugin.inspect_task(task.id())).await?;
+            let Some(answer) = unless_ended("InspectTask", answer, plugin, task).await? else {
+                return Ok(());
+            };
+            ensure!(answer.task.is_some(), "InspectTask without a task crashes the agent");
+            Ok(())
+        }
+        Move::Signal => signal(plugin, task, "SIGWINCH").await,
         Move::Halt => {
-            answered("SignalTask", plugin.signal_task(task.id(), "SIGSTOP")).await?.ok();
+            signal(plugin, task, "SIGSTOP").await?;
             tokio::time::sleep(SHORT_TIMEOUT).await;
-            answered("SignalTask", plugin.signal_task(task.id(), "SIGCONT")).await.map(drop)
+            signal(plugin, task, "SIGCONT").await
         }
         Move::Pause | Move::Restart => {
             tokio::time::sleep(Duration::from_millis(500)).await;
@@ -96,25 +111,32 @@ pub async fn make(call: Move, plugin: &Plugin, task: &Task, trial: &Trial) -> Re
     }
 }
 
-fn check(
-    answer: std::result::Result<(Option<i32>, Vec<u8>), Status>,
-    wanted: &[u8],
-    trial: &Trial,
-) -> Result<()> {
+/// What a command said, and its exit code.
+struct Said {
+    code: Option<i32>,
+    stdout: Vec<u8>,
+    stderr: Vec<u8>,
+}
+
+fn check(answer: std::result::Result<Said, Status>, wanted: &[u8], excuse: Excuse) -> Result<()> {
     match answer {
-        Ok((code, output)) => {
+        Ok(Said { code, stdout, stderr }) => {
             let code = code.context("a command without a result crashes the agent")?;
-            ensure!(code == 0 || may_fail(trial), "a command ended with {code}: {output:?}");
-            let is_right = output == wanted || (code != 0 || may_fail(trial)) && output.is_empty();
-            ensure!(is_right, "a command said {:?}", String::from_utf8_lossy(&output));
+            if code == 0 && stdout == wanted {
+                return Ok(());
+            }
+            let text = String::from_utf8_lossy(&[&stdout[..], &stderr[..]].concat()).into_owned();
+            ensure!(excuse.covers(&text), "a command ended with {code}: {text:?}");
+            ensure!(stdout == wanted || stdout.is_empty(), "a command said {text:?}");
         }
-        Err(status) => ensure!(may_fail(trial), "a command failed: {}", status.message()),
+        Err(status) => ensure!(excuse.covers(status.message()), "a command failed: {}", status.message()),
     }
     Ok(())
 }
 
 async fn stream(plugin: &Plugin, task: &Task, trial: &Trial) -> Result<()> {
-    let patience = if may_fail(trial) { PATIENCE } else { ANSWER_LIMIT };
+    let is_hampered = Excuse::of(trial, task) == Excuse::Anything;
+    let patience = if is_hampered { PATIENCE } else { ANSWER_LIMIT };
     let talk = async {
         let exec = Exec::open(plugin, task.id(), &["cat"], false).await?;
         exec.stdin(b"a line\n").await?;
@@ -124,9 +146,13 @@ async fn stream(plugin: &Plugin, task: &Task, trial: &Trial) -> Result<()> {
     match tokio::time::timeout(ANSWER_LIMIT, talk).await.context("a command's stream is stuck")? {
         Ok(output) => {
             let code = output.result.map(|exit| exit.exit_code);
-            check(Ok((code, output.stdout)), b"a line\n", trial)
+            check(
+                Ok(Said { code, stdout: output.stdout, stderr: output.stderr }),
+                b"a line\n",
+                Excuse::of(trial, task),
+            )
         }
-        Err(error) if may_fail(trial) => {
+        Err(error) if is_hampered => {
             ensure!(!format!("{error:#}").contains("crashes the agent"), "{error:#}");
             Ok(())
         }
@@ -136,10 +162,15 @@ async fn stream(plugin: &Plugin, task: &Task, trial: &Trial) -> Result<()> {
 
 async fn stats(plugin: &Plugin, task: &Task) -> Result<()> {
     let opened = answered("TaskStats", plugin.stats(task.id(), Duration::from_millis(100))).await?;
-    let Ok(mut stream) = opened else { return Ok(()) };
+    let Some(mut stream) = unless_ended("TaskStats", opened, plugin, task).await? else { return Ok(()) };
     for _ in 0..3 {
         let message = answered("a sample of TaskStats", stream.message()).await?;
-        let Ok(Some(message)) = message else { return Ok(()) };
+        let Some(message) = unless_ended("a sample of TaskStats", message, plugin, task).await? else {
+            return Ok(());
+        };
+        let Some(message) = message else {
+            return has_ended(plugin, task).await.context("the stream of TaskStats ended");
+        };
         let usage = message.stats.and_then(|stats| stats.agg_resource_usage);
         ensure!(
             usage.is_some_and(|usage| usage.cpu.is_some() && usage.memory.is_some()),
@@ -159,10 +190,12 @@ pub async fn end(plugin: &Plugin, task: &Task, trial: &Trial, ending: Ending) ->
         // The wait is open before the call that ends the task.
         tokio::time::sleep(Duration::from_millis(20)).await;
         match ending {
-            Ending::Told => match answered("SignalTask", plugin.signal_task(task.id(), "SIGUSR1")).await? {
-                Err(status) if may_end_early(trial) => drop(status),
-                told => told.context("SignalTask")?,
-            },
+            Ending::Told if may_end_early(trial) => signal(plugin, task, "SIGUSR1").await?,
+            Ending::Told => {
+                answered("SignalTask", plugin.signal_task(task.id(), "SIGUSR1"))
+                    .await?
+                    .context("SignalTask")?;
+            }
             Ending::Stop => stop(plugin, task, STOP_TIMEOUT).await?,
             Ending::ShortStop | Ending::InterruptedStop => stop(plugin, task, SHORT_TIMEOUT).await?,
             Ending::Forced => {
@@ -189,10 +222,6 @@ fn last_words(task: &Task) -> String {
     let text = task.alloc.stderr.text();
     let from = text.char_indices().rev().nth(300).map_or(0, |(at, _)| at);
     text[from..].to_owned()
-}
-
-fn may_end_early(trial: &Trial) -> bool {
-    trial.has(Effect::Signals) || trial.has(Effect::OutOfMemory) || trial.job.is_unsure
 }
 
 async fn stop(plugin: &Plugin, task: &Task, timeout: Duration) -> Result<()> {

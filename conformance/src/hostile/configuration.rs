@@ -15,6 +15,10 @@ pub struct Job {
     /// Arguments behind those of the program.
     pub args: Vec<String>,
     pub user: Option<String>,
+    /// Options that the oddities have set: what a refusal may be about.
+    pub odd: Vec<&'static str>,
+    /// Whether the driver collects the output, which it has to for the option `logging`.
+    pub is_collected: bool,
     /// Sources of mounts. The allocation's name is put in for `{alloc}`, its task's cgroup for `{cgroup}`, and a
     /// directory that jobs may mount for `{open}`.
     pub volumes: Vec<String>,
@@ -23,17 +27,19 @@ pub struct Job {
 }
 
 impl Job {
-    fn set(&mut self, name: &str, value: Value) {
+    fn set(&mut self, name: &'static str, value: Value) {
+        self.odd.push(name);
         self.options.insert(name.to_owned(), value);
     }
 
     /// Sets an option after which the program may not get to run.
-    fn risk(&mut self, name: &str, value: Value) {
+    fn risk(&mut self, name: &'static str, value: Value) {
         self.is_unsure = true;
         self.set(name, value);
     }
 
-    fn push(&mut self, name: &str, value: Value) {
+    fn push(&mut self, name: &'static str, value: Value) {
+        self.odd.push(name);
         let list = self.options.entry(name).or_insert_with(|| json!([]));
         if let Some(list) = list.as_array_mut() {
             list.push(value);
@@ -58,18 +64,39 @@ const fn odd(name: &'static str, what: &'static str, apply: fn(&mut Random, &mut
     Oddity { name, what, apply }
 }
 
+/// How many of a hundred values of an option are odd, but such that the job runs. A job that is refused does nothing.
+const USUAL: usize = 80;
+
 /// All oddities.
 pub const ODDITIES: [Oddity; 22] = [
     odd("env", "variables with any name and content", env),
     odd("args", "arguments with any content", args),
-    odd("command", "any command", |random, job| {
+    odd("command", "any command, and the program's by other names", |random, job| {
+        if random.chance(USUAL) {
+            let same =
+                ["perl", "//usr/bin/perl", "/usr/../bin/../usr/bin//perl", "/proc/self/root/usr/bin/perl"];
+            return job.set("command", json!(random.pick(&same)));
+        }
         let command = if random.chance(50) { random.text() } else { random.path(&roots()) };
         job.risk("command", json!(command));
     }),
-    odd("entrypoint", "any entrypoint", |random, job| {
+    odd("entrypoint", "any entrypoint, and some that start the program", |random, job| {
+        let same = [
+            json!([]),
+            json!(["env"]),
+            json!(["//bin/./busybox", "env", "A B=\u{202e}\n"]),
+            json!(["/bin/sh", "-c", "exec \"$0\" \"$@\""]),
+        ];
+        if random.chance(USUAL) {
+            return job.set("entrypoint", random.pick(&same).clone());
+        }
         job.risk("entrypoint", json!([random.text(), random.text()]));
     }),
     odd("cwd", "any working directory, also a descriptor of the runtime's", |random, job| {
+        if random.chance(USUAL) {
+            let good = ["//tmp/.", "/local", "/secrets//", "/new/a b/\u{e9}", "/usr/bin"];
+            return job.set("cwd", json!(random.pick(&good)));
+        }
         let known =
             ["/proc/self/fd/7", "/proc/self/fd/8", "/proc/1/cwd", "/local/x/y", "/dev/fd/9", "/alloc/logs/a"];
         let path = if random.chance(50) { (*random.pick(&known)).to_owned() } else { random.path(&roots()) };
@@ -83,7 +110,9 @@ pub const ODDITIES: [Oddity; 22] = [
     }),
     odd("names", "any hostname, names of hosts and aliases", |random, job| {
         if random.chance(50) {
-            job.set("hostname", json!(random.text()));
+            let good = ["0", "A-b.c", "xn--9ca"];
+            let name = if random.chance(USUAL) { (*random.pick(&good)).to_owned() } else { random.text() };
+            job.set("hostname", json!(name));
         }
         for _ in 0..random.below(3) {
             let text = random.text();
@@ -95,6 +124,14 @@ pub const ODDITIES: [Oddity; 22] = [
     }),
     odd("dns", "any name servers, domains and options of the resolver", |random, job| {
         let option = *random.pick(&["dns_servers", "dns_search_domains", "dns_options"]);
+        if random.chance(USUAL) {
+            let good = match option {
+                "dns_servers" => ["192.0.2.1", "2001:db8::1"],
+                "dns_search_domains" => ["a.b", "xn--9ca.example"],
+                _ => ["ndots:15", "rotate"],
+            };
+            return job.push(option, json!(random.pick(&good)));
+        }
         for _ in 0..=random.below(4) {
             let text = if random.chance(30) { "192.0.2.1\nsearch evil".to_owned() } else { random.text() };
             job.push(option, json!(text));
@@ -103,6 +140,10 @@ pub const ODDITIES: [Oddity; 22] = [
     odd("volumes", "mounts of any path of the allocation and the host", volumes),
     odd("mounts", "mounts in the long form, with any options", mounts),
     odd("tmpfs", "memory file systems anywhere", |random, job| {
+        if random.chance(USUAL) {
+            let good = ["/t", "//t/./x:size=4k", "/new/\u{e9}:mode=0", "/local/x:size=1m,exec"];
+            return job.risk("tmpfs", json!([random.pick(&good)]));
+        }
         let path = target(random);
         let size =
             random.pick(&["", ":size=1", ":size=99999999999999", ":mode=0", ":nosuid,x=y", ":size=4k"]);
@@ -132,7 +173,9 @@ pub const ODDITIES: [Oddity; 22] = [
             job.push("cap_add", json!(name));
         }
         if random.chance(50) {
-            let dropped = random.some(&["ALL", "CHOWN", "KILL", "SETUID", "NO_SUCH", "cap_fowner", ""], 1, 2);
+            let known = ["ALL", "CHOWN", "KILL", "SETUID", "cap_fowner", "NO_SUCH", ""];
+            let count = if random.chance(USUAL) { 5 } else { known.len() };
+            let dropped = random.some(&known[..count], 1, 2);
             job.risk("cap_drop", json!(dropped));
         }
     }),
@@ -146,11 +189,12 @@ pub const ODDITIES: [Oddity; 22] = [
     }),
     odd("limits", "limits from nothing to the largest number", limits),
     odd("logging", "sizes of log files", |random, job| {
-        let sizes = ["0", "1", "-1", "64k", "99999g", "1e9", "10m\n"];
-        job.set(
-            "logging",
-            json!({"max_files": *random.pick(&[1, 2, 10_000]), "max_file_size": random.pick(&sizes)}),
-        );
+        let good = ["64k", "65537", "1m", "99g"];
+        let bad = ["0", "1", "-1", "99999g", "1e9", "10m\n"];
+        let size = if random.chance(USUAL) { random.pick(&good) } else { random.pick(&bad) };
+        let files = *random.pick(&[1, 2, 10_000]);
+        job.risk("logging", json!({"max_files": files, "max_file_size": size}));
+        job.is_collected = random.chance(90);
     }),
     odd("terminal", "a terminal, or an init program", |random, job| {
         job.set(random.word(&["tty", "init"]), json!(true));
@@ -231,6 +275,8 @@ fn target(random: &mut Random) -> String {
 }
 
 fn env(random: &mut Random, job: &mut Job) {
+    job.odd.push("environment");
+    let is_usual = random.chance(USUAL);
     for _ in 0..=random.below(8) {
         let name = if random.chance(70) {
             random.text()
@@ -238,13 +284,22 @@ fn env(random: &mut Random, job: &mut Job) {
             (*random.pick(&["PATH", "NOMAD_ALLOC_DIR", "HOME"])).to_owned()
         };
         job.is_unsure |= name == "PATH";
-        job.env.push((name, random.text()));
+        let text = random.text();
+        job.env.push(if is_usual {
+            let name = if name.is_empty() { "_" } else { &name };
+            (name.replace(['\0', '='], "_"), text.replace('\0', ""))
+        } else {
+            (name, text)
+        });
     }
 }
 
 fn args(random: &mut Random, job: &mut Job) {
+    job.odd.push("args");
+    let is_usual = random.chance(USUAL);
     for _ in 0..=random.below(6) {
-        job.args.push(random.text());
+        let text = random.text();
+        job.args.push(if is_usual { text.replace('\0', "") } else { text });
     }
 }
 
@@ -264,6 +319,12 @@ fn user(random: &mut Random, job: &mut Job) {
         "../x",
     ];
     job.is_unsure = true;
+    job.odd.push("user");
+    if random.chance(USUAL) {
+        let good = ["app", "1000", "root:0", "1000:99999", "app:extra"];
+        job.user = Some((*random.pick(&good)).to_owned());
+        return;
+    }
     job.user = Some(if random.chance(75) { (*random.pick(&known)).to_owned() } else { random.text() });
     if random.chance(40) {
         job.set("group_add", json!([random.text(), *random.pick(&["extra", "0", "4294967296"])]));
@@ -271,6 +332,28 @@ fn user(random: &mut Random, job: &mut Job) {
 }
 
 fn volumes(random: &mut Random, job: &mut Job) {
+    job.odd.push("volumes");
+    if random.chance(USUAL) {
+        let sources = [
+            "local/x",
+            "local/a b",
+            "local/-rf",
+            "local/$(id)",
+            "local/\u{e9}\u{202e}",
+            "./local//./sub",
+            "../alloc/data/x",
+            "secrets/x",
+            "{alloc}/alloc/tmp/y",
+            "{open}/x",
+            "{open}",
+        ];
+        for (number, source) in random.some(&sources, 1, 4).into_iter().enumerate() {
+            let target = random.pick(&["/t", "//t/./", "/tmp/t ", "/new/\u{e9}/t"]);
+            let options = random.pick(&["", "", ":ro", ":rw,private", ":ro,noexec", ":nosuid,bind"]);
+            job.volumes.push(format!("{source}:{target}{number}{options}"));
+        }
+        return;
+    }
     for _ in 0..=random.below(3) {
         let known = [
             "local/x",
@@ -316,6 +399,15 @@ fn mounts(random: &mut Random, job: &mut Job) {
 }
 
 fn sysctl(random: &mut Random, job: &mut Job) {
+    if random.chance(USUAL) {
+        let good = [
+            json!({"net.ipv4.ip_forward": "1"}),
+            json!({"kernel.shmmax": "1"}),
+            json!({"kernel.sem": "1 1 1 1"}),
+            json!({"fs.mqueue.msg_max": "1"}),
+        ];
+        return job.risk("sysctl", random.pick(&good).clone());
+    }
     let known = [
         "net.ipv4.ip_forward",
         "net.core.somaxconn",

@@ -2,9 +2,11 @@
 //! configuration, beside a bystander, with a judge that knows only what an agent would, and the host.
 
 mod acts;
+mod breach;
 mod canaries;
 mod client;
 mod configuration;
+mod excuses;
 mod judge;
 mod table;
 mod test_bed;

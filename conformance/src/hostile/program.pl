@@ -13,6 +13,7 @@ $SIG{USR1} = $wanted{'deaf'} ? 'IGNORE' : sub { exit 44 };
 if ($wanted{'deaf'}) { $SIG{$_} = 'IGNORE' for grep { defined && !/^(KILL|STOP|CHLD|NUM\d+|ZERO)$/ } keys %SIG }
 $work = readlink '/proc/self/cwd';
 print "BREACH the working directory is $work\n" if $work =~ /unreachable|^\Q$bait\E/;
+for my $at (mounts()) { for my $file ($at, "$at/secret", "$at/bait/secret") { -f $file && open my $open, '<', $file or next; sysread $open, my $text, 100; print "BREACH $file is the host's\n" if $text =~ /^the host's secret/ } }
 print "up\n";
 nap(0.2);
 
@@ -25,6 +26,7 @@ sub pipe_at { device($_[0], 0010666, 0) }
 sub exchange { my ($one, $other) = @_; syscall 316, -100, $one, -100, $other, 2 }
 sub child { my ($does) = @_; my $pid = fork; return $pid if !defined $pid || $pid; $SIG{TERM} = $SIG{USR1} = 'DEFAULT'; eval { $does->() }; exit 0 }
 sub sleep_on { sleep 100 while 1 }
+sub mounts { open my $table, '<', '/proc/self/mounts' or return; map { my $at = (split / /)[1]; $at =~ s/\\(\d{3})/chr oct $1/ge; $at } <$table> }
 sub others { opendir my $dir, '/proc' or return; grep { /^\d+$/ && $_ != $$ } readdir $dir }
 sub in_dir { my ($dir) = @_; opendir my $open, $dir or return; map { "$dir/$_" } grep { !/^\.\.?$/ } readdir $open }
 sub bind_at { my ($path) = @_; socket my $s, 1, 1, 0 or return; bind $s, pack 'S a108', 1, $path; listen $s, 5; $s }

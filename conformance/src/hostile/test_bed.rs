@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use harness::config;
@@ -15,13 +15,15 @@ use harness::host::alloc::set_memory;
 use harness::host::cgroup::is_v2;
 use harness::host::{Plugin, hcl};
 use harness::leaks::inspect::children;
-use harness::processes::parent;
+use harness::processes::{forget_peak, parent};
 use harness::task::{LIMIT, Task};
 use serde_json::{Value, json};
 
 use super::acts::PROGRAM;
+use super::breach::{BREACH, no_breach};
 use super::canaries::Canaries;
 use super::client::{answered, end, make};
+use super::excuses::check_refusal;
 use super::trial::{Ending, Move, Trial};
 
 const IMAGE: &str = "hostile:latest";
@@ -48,7 +50,10 @@ pub struct TestBed {
     pub(super) bystander_said: usize,
     pub(super) canaries: Canaries,
     pub(super) plugin: Plugin,
-    pub(super) descriptors: usize,
+    /// Whether the driver collects the output of tasks.
+    is_collecting: bool,
+    /// Numbers of descriptors that the plugin had after its start, and before the trial.
+    pub(super) descriptors: (usize, usize),
     /// Longest time that the bystander's command took.
     pub slowest: Duration,
 }
@@ -85,7 +90,7 @@ impl TestBed {
         let open = context.directory().join("open");
         fs::create_dir_all(open.join("x"))?;
         std::os::unix::fs::symlink("../bait", open.join("out"))?;
-        let plugin = context.plugin_as(&context.launch(), &options(&context)).await?;
+        let plugin = context.plugin_as(&context.launch(), &options(&context, false)).await?;
         let job = config! { image = context.image(IMAGE), command = PERL, args = ["-e", BYSTANDER] };
         let mut bystander = context.prepare_named(&plugin, "bystander", &job).await?;
         bystander.alloc.read_logs()?;
@@ -106,11 +111,19 @@ impl TestBed {
             ("the bystander".to_owned(), bystander_pid),
             ("the bystander's shim".to_owned(), parent(bystander_pid)?),
         ];
-        let canaries = Canaries::place(&context.directory().join("bait"), &more, processes)?;
-        let descriptors = descriptors(&plugin);
-        let slowest = Duration::ZERO;
-        let bystander_said = 0;
-        Ok(Self { context, bystander, bystander_pid, bystander_said, canaries, plugin, descriptors, slowest })
+        let bait = context.directory().join("bait");
+        let canaries = Canaries::place(&bait, &bystander.alloc.directory, &more, processes)?;
+        Ok(Self {
+            context,
+            bystander,
+            bystander_pid,
+            bystander_said: 0,
+            canaries,
+            descriptors: (descriptors(&plugin), 0),
+            plugin,
+            is_collecting: false,
+            slowest: Duration::ZERO,
+        })
     }
 
     /// Ends the bystander and the plugin.
@@ -144,9 +157,15 @@ impl TestBed {
 
     async fn play(&mut self, trial: &Trial) -> Result<Outcome> {
         self.context.forget_earlier_runs();
+        if trial.job.is_collected != self.is_collecting {
+            self.is_collecting = trial.job.is_collected;
+            self.replace_plugin().await?;
+        }
+        self.measure_from_now()?;
         let mut task = self.task_of(trial).await?;
-        task.alloc.read_logs()?;
-        let started = answered("StartTask", self.plugin.start_task(task.config.clone())).await?;
+        read_logs(&mut task)?;
+        let start = answered("StartTask", self.plugin.start_task(task.config.clone()));
+        let started = beside(self.watch_bystander(), start).await?;
         let outcome = match started {
             Ok(answer) => {
                 task.handle = answer.handle;
@@ -154,11 +173,11 @@ impl TestBed {
                 Outcome::Ran
             }
             Err(status) => {
-                ensure!(trial.job.is_unsure || !trial.oddities.is_empty(), "refused: {}", status.message());
+                check_refusal(&status, trial)?;
                 Outcome::Refused
             }
         };
-        self.context.nothing_left_within(CENSUS_LIMIT)?;
+        beside(self.watch_bystander(), self.nothing_is_left()).await?;
         if trial.again {
             self.next_attempt(&mut task).await.context("the next attempt")?;
         }
@@ -172,6 +191,7 @@ impl TestBed {
         let mut task = context.prepare_unread(&self.plugin, &context.shell("true")).await?;
         task.alloc.stdout.keep_only(KEPT_BYTES);
         task.alloc.stderr.keep_only(KEPT_BYTES);
+        task.alloc.stdout.look_for(BREACH);
         let bait = context.directory().join("bait").display().to_string();
         let acts: Vec<_> = trial.acts.iter().map(|act| act.name).collect();
         let mut args = vec![
@@ -211,6 +231,7 @@ impl TestBed {
 
     /// Makes the trial's calls on a task that runs, and ends it.
     async fn against(&mut self, task: &Task, trial: &Trial) -> Result<()> {
+        self.canaries.are_hidden_from(&task.alloc.id, &task.alloc.task)?;
         if !trial.job.is_unsure {
             let up = task.alloc.stdout.to_contain("up\n", UP_LIMIT).await;
             up.with_context(|| format!("stderr: {}", task.alloc.stderr.text()))?;
@@ -227,31 +248,59 @@ impl TestBed {
             let _ = tokio::time::timeout(Duration::from_millis(100), stop).await;
             self.restart(task).await?;
         }
+        self.canaries.are_hidden_from(&task.alloc.id, &task.alloc.task)?;
         let ended = end(&self.plugin, task, trial, trial.ending);
         beside(self.watch_bystander(), ended).await.with_context(|| format!("{:?}", trial.ending))?;
         let left = task.alloc.cgroup.pids();
         ensure!(left.is_empty(), "the task is said to have ended, and {} processes run", left.len());
         if trial.ending != Ending::Forced {
-            let destroyed = answered("DestroyTask", self.plugin.destroy_task(task.id(), false)).await?;
-            destroyed.context("DestroyTask")?;
+            let destroy = answered("DestroyTask", self.plugin.destroy_task(task.id(), false));
+            beside(self.watch_bystander(), destroy).await?.context("DestroyTask")?;
         }
-        let said = task.alloc.stdout.text();
-        let breach = said.lines().find(|line| line.contains("BREACH"));
-        ensure!(breach.is_none(), "the task says: {breach:?}");
+        if !self.is_collecting {
+            // Nobody has the pipe any more, so that its reader comes to an end.
+            task.alloc.stdout.to_end(LIMIT).await.context("the task's output")?;
+        }
+        no_breach(task)?;
         self.context.logs_are_in_form()
     }
 
     /// Kills the plugin, and has the next one recover the tasks.
     async fn restart(&mut self, task: &Task) -> Result<()> {
-        self.lines_are_in_form()?;
-        self.plugin.kill().await?;
-        let context = &self.context;
-        self.plugin = context.plugin_as(&context.launch(), &options(context)).await?;
-        self.bystander.recover(&self.plugin).await.context("recover the bystander")?;
-        self.descriptors = descriptors(&self.plugin);
+        self.memory_is_bounded()?;
+        self.replace_plugin().await?;
         let handle = task.kept_handle()?;
         let recovered = answered("RecoverTask", self.plugin.recover_task(handle)).await?;
         recovered.context("RecoverTask")
+    }
+
+    /// Kills the plugin, and has the next one recover the bystander.
+    async fn replace_plugin(&mut self) -> Result<()> {
+        self.lines_are_in_form()?;
+        self.plugin.kill().await?;
+        let context = &self.context;
+        self.plugin = context.plugin_as(&context.launch(), &options(context, self.is_collecting)).await?;
+        self.bystander.recover(&self.plugin).await.context("recover the bystander")?;
+        self.descriptors.0 = descriptors(&self.plugin);
+        self.measure_from_now()
+    }
+
+    /// Takes what the plugin has now for what it had before.
+    fn measure_from_now(&mut self) -> Result<()> {
+        self.descriptors.1 = descriptors(&self.plugin);
+        forget_peak(i32::try_from(self.plugin.pid())?)
+    }
+
+    /// Waits until nothing is left of the trial's task.
+    async fn nothing_is_left(&self) -> Result<()> {
+        let deadline = Instant::now() + CENSUS_LIMIT;
+        loop {
+            match self.context.nothing_left_within(Duration::ZERO) {
+                Err(left) if Instant::now() > deadline => return Err(left),
+                Err(_) => tokio::time::sleep(Duration::from_millis(25)).await,
+                Ok(()) => return Ok(()),
+            }
+        }
     }
 
     /// Starts the next attempt on what the task has left in its allocation. It runs, or is refused.
@@ -259,21 +308,22 @@ impl TestBed {
         task.alloc.stdout.stop();
         task.alloc.stderr.stop();
         task.next_attempt()?;
-        if task.alloc.log_path("stdout").exists() && task.alloc.log_path("stderr").exists() {
-            task.alloc.read_logs()?;
-        }
+        read_logs(task)?;
         let start = answered("StartTask", self.plugin.start_task(task.config.clone()));
         let started = beside(self.watch_bystander(), start).await?;
         if started.is_ok() {
-            let destroyed = answered("DestroyTask", self.plugin.destroy_task(task.id(), true)).await?;
-            destroyed.context("DestroyTask by force")?;
+            self.canaries.are_hidden_from(&task.alloc.id, &task.alloc.task)?;
+            let destroy = answered("DestroyTask", self.plugin.destroy_task(task.id(), true));
+            beside(self.watch_bystander(), destroy).await?.context("DestroyTask by force")?;
         }
-        self.context.nothing_left_within(CENSUS_LIMIT)
+        beside(self.watch_bystander(), self.nothing_is_left()).await?;
+        task.alloc.stdout.stop();
+        no_breach(task)
     }
 }
 
 /// Returns the options of the plugin: of the host's files, jobs may mount one directory and their own cgroups alone.
-fn options(context: &CaseContext) -> Value {
+fn options(context: &CaseContext, is_collecting: bool) -> Value {
     let mut options = context.options();
     let cgroups = if is_v2() { "/sys/fs/cgroup/nomad.slice" } else { "/sys/fs/cgroup/freezer/nomad" };
     let open = context.directory().join("open").display().to_string();
@@ -282,7 +332,16 @@ fn options(context: &CaseContext) -> Value {
     options["allowed_modes"] =
         json!({"pid": [], "ipc": ["host"], "uts": ["host"], "cgroupns": ["host"], "userns": []});
     options["pids_limit"] = json!(PIDS_LIMIT);
+    if is_collecting {
+        options["log_collection"] = json!("driver");
+    }
     options
+}
+
+/// Starts the readers of a task's log pipes, where there are any.
+fn read_logs(task: &mut Task) -> Result<()> {
+    let pipes = ["stdout", "stderr"].map(|stream| task.alloc.log_path(stream));
+    if pipes.iter().all(|pipe| pipe.exists()) { task.alloc.read_logs() } else { Ok(()) }
 }
 
 /// Changes each text in a value.

@@ -84,7 +84,7 @@ impl Trial {
             acts = vec![act];
         }
         let mut job = Job::default();
-        job.options.insert("pids_limit".to_owned(), json!(*random.pick(&[60, 300, 2000])));
+        job.options.insert("pids_limit".to_owned(), json!(*random.pick(&[150, 300, 2000])));
         let mut oddities = Vec::new();
         let all: Vec<usize> = (0..ODDITIES.len()).collect();
         // A refused job does nothing, so that many have none of these.
