@@ -117,12 +117,26 @@ impl AgentLeaks {
             sweep::unmount_under(&namespace);
             let _ = fs::remove_file(namespace);
         }
-        for cgroup in &self.cgroups {
+        // Another agent, of this program or another one, may have come to use them.
+        let unused = !any_runs(Some(&self.directory));
+        for cgroup in self.cgroups.iter().filter(|_| unused) {
             for path in descendants(cgroup) {
                 let _ = fs::remove_dir(path);
             }
         }
     }
+}
+
+/// Returns whether an agent of ours runs on the machine, other than that of a directory. It fails each start from when it
+/// doesn't find Nomad's cgroups any more.
+pub(crate) fn any_runs(but: Option<&Path>) -> bool {
+    let but = but.map(|directory| format!("{MARK}={}", directory.display()));
+    processes::all().any(|pid| {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        let mut entries = environment.split(|byte| *byte == 0);
+        let mark = entries.find(|entry| entry.starts_with(format!("{MARK}=").as_bytes()));
+        mark.is_some_and(|mark| but.as_ref().is_none_or(|but| mark != but.as_bytes()))
+    })
 }
 
 fn names(directory: &Path) -> Vec<String> {

@@ -12,7 +12,7 @@ use super::inspect::{
     CGROUPS, cgroups_named, children, dead_shim_sockets, find_processes, leases, mounts_under, pids_in,
     shown, special_files,
 };
-use super::shim_sockets;
+use super::{agent, shim_sockets};
 use crate::fixture::containerd::{Containerd, NAMESPACE};
 use crate::fixture::network::Networks;
 
@@ -170,8 +170,11 @@ impl CgroupRoots {
         Self { before: Self::now() }
     }
 
-    /// Removes the empty ones of these cgroups that weren't there before.
+    /// Removes the empty ones of these cgroups that weren't there before, unless an agent runs, which needs them.
     pub fn restore(&self) {
+        if agent::any_runs(None) {
+            return;
+        }
         for group in Self::now().into_iter().filter(|group| !self.before.contains(group)) {
             let _ = fs::remove_dir(group);
         }
