@@ -8,6 +8,9 @@ use anyhow::{Context as _, Result, bail};
 use nix::time::{clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
 
+/// Number of characters of an allocation's id.
+const UUID_LENGTH: usize = 36;
+
 /// Returns the pids of all processes but this one.
 pub fn all() -> impl Iterator<Item = i32> {
     let own = i32::try_from(std::process::id()).unwrap_or(0);
@@ -46,18 +49,29 @@ fn called(pid: i32) -> String {
 /// # Errors
 /// Fails if there is none, or more than one.
 pub fn first_of_task(allocation: &str, task: &str) -> Result<i32> {
-    let name = format!("/{allocation}.{task}");
-    let is_in_cgroup = |pid: &i32| {
-        let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-        groups.lines().any(|line| line.trim_end_matches(".scope").ends_with(&name))
-    };
-    // In a gVisor sandbox, the file server (runsc-gofer) is the first of a namespace, too.
-    let is_first = |pid: &i32| is_first(*pid) && called(*pid) != "runsc-gofer";
-    match all().filter(is_in_cgroup).filter(is_first).collect::<Vec<_>>()[..] {
+    let wanted = format!("{allocation}.{task}");
+    let found = first_of_tasks().into_iter().filter(|(name, _)| *name == wanted);
+    match found.map(|(_, pid)| pid).collect::<Vec<_>>()[..] {
         [pid] => Ok(pid),
         [] => bail!("task {task} of {allocation} has no process in its cgroup"),
         ref several => bail!("task {task} of {allocation} has several first processes: {several:?}"),
     }
+}
+
+/// Returns the first processes of all tasks of the machine, each with the name `<allocation>.<task>`.
+pub fn first_of_tasks() -> Vec<(String, i32)> {
+    // In a gVisor sandbox, the file server (runsc-gofer) is the first of a namespace, too.
+    let is_first = |pid: i32| is_first(pid) && called(pid) != "runsc-gofer";
+    all().filter_map(|pid| Some((task_of(pid)?, pid))).filter(|(_, pid)| is_first(*pid)).collect()
+}
+
+/// Returns the name `<allocation>.<task>` of the task in whose cgroup a process is.
+fn task_of(pid: i32) -> Option<String> {
+    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    let names = groups.lines().filter_map(|line| line.rsplit('/').next());
+    let mut names = names.map(|name| name.trim_end_matches(".scope"));
+    let is_task = |name: &&str| name.split_once('.').is_some_and(|(id, _)| id.len() == UUID_LENGTH);
+    names.find(is_task).map(str::to_owned)
 }
 
 fn is_first(pid: i32) -> bool {

@@ -11,6 +11,13 @@ use serde::Deserialize;
 pub struct Allocation {
     #[serde(rename = "ID")]
     pub id: String,
+    /// The job, the group and the index in it: `web.main[0]`.
+    #[serde(rename = "Name", default)]
+    pub name: String,
+    #[serde(rename = "NodeID", default)]
+    pub node: String,
+    #[serde(rename = "DesiredStatus", default)]
+    pub desired_status: String,
     #[serde(rename = "ClientStatus")]
     pub client_status: String,
     #[serde(rename = "TaskStates", default)]

@@ -12,6 +12,7 @@ use serde::Deserialize;
 use super::allocation::Allocation;
 use super::api::Api;
 use super::command::{Output, run, run_well};
+use super::config::LOOPBACK;
 use super::{DRIVER, SOON, poll};
 
 /// Timeout from an agent's start until jobs can be placed on its node.
@@ -71,8 +72,13 @@ impl Client {
     /// Builds a client without a request. The ports are those of the HTTP APIs of the node's agent and of a server, on
     /// the loopback interface.
     pub fn new(nomad: PathBuf, own: u16, server: u16) -> Self {
-        let api = |port: u16| Api::at(format!("127.0.0.1:{port}"));
-        Self { nomad, servers: api(server), own: api(own), node: String::new(), patience: 1 }
+        let at = |port: u16| format!("{LOOPBACK}:{port}");
+        Self::at(nomad, at(own), at(server))
+    }
+
+    /// Does the same as [`Self::new`], for HTTP APIs at any addresses.
+    pub(crate) fn at(nomad: PathBuf, own: String, server: String) -> Self {
+        Self { nomad, servers: Api::at(server), own: Api::at(own), node: String::new(), patience: 1 }
     }
 
     /// Multiplies all timeouts by `patience`.
@@ -107,16 +113,31 @@ impl Client {
         let mut node = String::new();
         poll("node", READY * self.patience, || {
             check()?;
-            let nodes = self.servers.get::<Vec<Stub>>("/v1/nodes").unwrap_or_default();
-            if let [found] = &nodes[..] {
-                node.clone_from(&found.id);
-            }
             // The server may know the node from an earlier agent; the agent itself must be up, too.
-            Ok(!node.is_empty() && self.own.get::<serde_json::Value>("/v1/agent/health?type=client").is_ok())
+            let agent = self.own.get::<serde_json::Value>("/v1/agent/self").unwrap_or_default();
+            agent["stats"]["client"]["node_id"].as_str().unwrap_or_default().clone_into(&mut node);
+            let nodes = self.servers.get::<Vec<Stub>>("/v1/nodes").unwrap_or_default();
+            let is_up = || self.own.get::<serde_json::Value>("/v1/agent/health?type=client").is_ok();
+            Ok(nodes.iter().any(|known| known.id == node) && is_up())
         })?;
         self.node = node;
         let ready = |node: &Node| node.status == "ready";
         self.until("ready node", READY, &format!("/v1/node/{}", self.node), ready).map(drop)
+    }
+
+    /// Returns the node's id.
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// Waits until the servers give the node this status.
+    ///
+    /// # Errors
+    /// Fails after a minute.
+    pub fn node_becomes(&self, status: &str) -> Result<()> {
+        let path = format!("/v1/node/{}", self.node);
+        self.until(&format!("node that is {status}"), READY, &path, |node: &Node| node.status == status)
+            .map(drop)
     }
 
     /// Returns the driver's health on the node, as the servers know it.
@@ -195,6 +216,14 @@ impl Client {
     pub fn allocations_of(&self, job: &str) -> Result<Vec<String>> {
         let stubs: Vec<Stub> = self.servers.get(&format!("/v1/job/{job}/allocations"))?;
         Ok(stubs.into_iter().map(|stub| stub.id).collect())
+    }
+
+    /// Returns the states of a job's allocations, all at the same time.
+    ///
+    /// # Errors
+    /// Fails if the agent doesn't answer.
+    pub fn states_of(&self, job: &str) -> Result<Vec<Allocation>> {
+        self.servers.get(&format!("/v1/job/{job}/allocations"))
     }
 
     /// Returns the current state of an allocation.

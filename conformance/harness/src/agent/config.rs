@@ -9,6 +9,8 @@ use super::DRIVER;
 use crate::fixture::network::Bridge;
 use crate::fixture::registry::free_port;
 
+pub(crate) const LOOPBACK: &str = "127.0.0.1";
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     /// An agent by `nomad agent -dev`: it keeps no state, and ends every task when it stops.
@@ -37,7 +39,25 @@ pub struct Setup {
     /// Directories that come first in the PATH of the agent and its drivers.
     pub programs: Vec<PathBuf>,
     pub log_collection: &'static str,
+    /// Directory of the configuration of registry hosts. Empty for the driver's default.
+    pub registry_config_dir: String,
     pub consul: Option<Consul>,
+    /// The node's place in a cluster, whose server is another's. `None` for an agent alone on the loopback interface.
+    pub place: Option<Place>,
+}
+
+/// The place of a node in a cluster of one machine.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// Name of the node.
+    pub name: String,
+    /// Path of the network namespace in which the agent and all that it starts run.
+    pub namespace: PathBuf,
+    /// Address of the interface `eth0` in the namespace.
+    pub address: String,
+    /// Address and RPC port of the server, and those of its HTTP API.
+    pub server: String,
+    pub server_http: String,
 }
 
 /// The Consul agent that services are registered with.
@@ -126,12 +146,22 @@ impl Ports {
 pub fn client(setup: &Setup, ports: &Ports, server: Option<u16>) -> String {
     let shown = |path: &Path| path.display().to_string();
     let at = |name: &str| shown(&setup.directory.join(name));
+    let server = match (&setup.place, server) {
+        (Some(place), _) => Some(place.server.clone()),
+        (None, port) => port.map(|port| format!("{LOOPBACK}:{port}")),
+    };
     let (data, servers) = match server {
-        Some(port) => (at("client"), format!("servers = [\"127.0.0.1:{port}\"]")),
+        Some(server) => (at("client"), format!("servers = [\"{server}\"]")),
         None => (String::new(), String::new()),
     };
+    let (address, interface) = match &setup.place {
+        Some(place) => (&*place.address, "eth0"),
+        None => (LOOPBACK, "lo"),
+    };
+    let name = setup.place.as_ref().map(|place| format!("name = \"{}\"\n", place.name)).unwrap_or_default();
     let near = setup.networks.near.as_deref().map(near).unwrap_or_default();
-    common(setup, ports, &data)
+    common(address, setup.consul.as_ref(), ports, &data)
+        + &name
         + &format!(
             r#"plugin_dir = "{plugins}"
 
@@ -149,8 +179,8 @@ client {{
   gc_inode_usage_threshold = 100
   gc_max_allocs            = 1000
 
-  # Ports are the loopback interface's, but for those that jobs want on the host network "near".
-  network_interface = "lo"
+  # Ports are those of this interface, but for those that jobs want on the host network "near".
+  network_interface = "{interface}"
   {near}
   bridge_network_name   = "{groups}"
   bridge_network_subnet = "{groups_subnet}"
@@ -197,6 +227,7 @@ plugin "containerd-driver" {{
     cni_path           = "{cni_plugins}"
     cni_config_dir     = "{cni}"
     log_collection     = "{log_collection}"
+    {registries}
 
     bridge_network_name        = "{tasks}"
     bridge_network_subnet      = "{tasks_subnet}"
@@ -222,6 +253,10 @@ plugin "containerd-driver" {{
         cni = shown(&setup.cni()),
         cni_plugins = shown(&setup.cni_plugins),
         log_collection = setup.log_collection,
+        registries = Some(&setup.registry_config_dir)
+            .filter(|directory| !directory.is_empty())
+            .map(|directory| format!("registry_config_dir = \"{directory}\""))
+            .unwrap_or_default(),
         tasks = setup.networks.tasks.name,
         tasks_subnet = setup.networks.tasks.subnet,
         tasks_subnet_ipv6 = setup.networks.tasks_ipv6,
@@ -262,26 +297,38 @@ fn network(Bridge { name, subnet }: &Bridge) -> String {
 /// Returns the configuration of a server without a client. Memory oversubscription is enabled: tasks may have a memory
 /// maximum above their reservation.
 pub fn server(setup: &Setup, ports: &Ports) -> String {
-    common(setup, ports, &setup.directory.join("server").display().to_string())
-        + r#"server {
+    let data = setup.directory.join("server").display().to_string();
+    // Else the allocations of an agent that comes back late, such as on a slow machine or after a reboot, are given up.
+    common(LOOPBACK, setup.consul.as_ref(), ports, &data) + &server_block("heartbeat_grace = \"5m\"")
+}
+
+/// Returns the configuration of a cluster's server, which gives a node up some ten seconds after its last heartbeat.
+pub(crate) fn cluster_server(directory: &Path, address: &str, ports: &Ports) -> String {
+    common(address, None, ports, &directory.join("server").display().to_string())
+        + &server_block("min_heartbeat_ttl = \"3s\"\n  heartbeat_grace   = \"6s\"")
+}
+
+fn server_block(heartbeat: &str) -> String {
+    format!(
+        r#"server {{
   enabled          = true
   bootstrap_expect = 1
 
-  # Else the allocations of an agent that comes back late, such as on a slow machine or after a reboot, are given up.
-  heartbeat_grace = "5m"
+  {heartbeat}
 
-  default_scheduler_config {
+  default_scheduler_config {{
     memory_oversubscription_enabled = true
-  }
-}
+  }}
+}}
 "#
+    )
 }
 
-fn common(setup: &Setup, Ports { http, rpc, serf }: &Ports, data: &str) -> String {
-    let consul = setup.consul.as_ref().map(consul).unwrap_or_default();
+fn common(address: &str, with: Option<&Consul>, Ports { http, rpc, serf }: &Ports, data: &str) -> String {
+    let consul = with.map(consul).unwrap_or_default();
     let data = if data.is_empty() { String::new() } else { format!("data_dir = \"{data}\"") };
     format!(
-        r#"bind_addr            = "127.0.0.1"
+        r#"bind_addr            = "{address}"
 disable_update_check = true
 log_level            = "DEBUG"
 {data}
@@ -293,9 +340,9 @@ ports {{
 }}
 
 advertise {{
-  http = "127.0.0.1"
-  rpc  = "127.0.0.1"
-  serf = "127.0.0.1"
+  http = "{address}"
+  rpc  = "{address}"
+  serf = "{address}"
 }}
 
 {consul}

@@ -9,6 +9,7 @@ mod api;
 mod client;
 pub mod command;
 pub mod config;
+mod server;
 mod tasks;
 
 use std::fs;
@@ -20,14 +21,18 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 pub use allocation::{Allocation, Ended};
 pub use client::Client;
 use client::READY;
 use config::Ports;
-pub use config::{Consul, Mode, Networks, Setup};
+pub use config::{Consul, Mode, Networks, Place, Setup};
+pub use server::Server;
 pub use tasks::{SHELL, eventually};
 
+use crate::fixture::network::within;
 use crate::fixture::process::{Process, tail};
 use crate::fixture::programs::path_with;
 pub use crate::leaks::agent::take_down_all;
@@ -59,9 +64,15 @@ impl Agent {
         setup.lay_out()?;
         let leaks = AgentLeaks::note(&setup.directory, setup.allocations());
         let (ports, server) = (Ports::choose()?, Ports::choose()?);
-        let has_own_server = setup.mode == Mode::Kept;
+        let has_own_server = setup.mode == Mode::Kept && setup.place.is_none();
         let http = if has_own_server { &server } else { &ports };
-        let client = Client::new(setup.nomad.clone(), ports.http, http.http);
+        let client = match &setup.place {
+            Some(place) => {
+                let own = format!("{}:{}", place.address, ports.http);
+                Client::at(setup.nomad.clone(), own, place.server_http.clone())
+            }
+            None => Client::new(setup.nomad.clone(), ports.http, http.http),
+        };
         let (process, server_rpc) = (None, has_own_server.then_some(server.rpc));
         let mut agent = Self { setup, ports, server_rpc, client, server: None, process, leaks };
         agent.configure()?;
@@ -134,7 +145,10 @@ impl Agent {
 
     fn spawn(&self, file: &str, log: &Path) -> Result<Process> {
         check_interrupt()?;
-        let mut command = Command::new(&self.setup.nomad);
+        let mut command = match &self.setup.place {
+            Some(place) => within(&place.namespace, &self.setup.nomad),
+            None => Command::new(&self.setup.nomad),
+        };
         command.arg("agent");
         if self.setup.mode == Mode::Dev {
             command.arg("-dev");
@@ -164,6 +178,16 @@ impl Agent {
     /// Kills the agent's process only: the plugin and the log collectors live on.
     pub fn kill(&mut self) {
         drop(self.process.take());
+    }
+
+    /// Kills the plugin's process only.
+    ///
+    /// # Errors
+    /// Fails if no plugin runs.
+    pub fn kill_plugin(&self) -> Result<()> {
+        let plugin = self.plugin()?;
+        kill(Pid::from_raw(plugin), Signal::SIGKILL)?;
+        poll("end of the plugin", SOON, || Ok(!processes::alive(plugin)))
     }
 
     pub fn log(&self) -> PathBuf {
@@ -220,7 +244,7 @@ impl Drop for Agent {
 ///
 /// # Errors
 /// Fails after `limit`, after an interrupt, and if `is` fails.
-pub(crate) fn poll(what: &str, limit: Duration, mut is: impl FnMut() -> Result<bool>) -> Result<()> {
+pub fn poll(what: &str, limit: Duration, mut is: impl FnMut() -> Result<bool>) -> Result<()> {
     let deadline = Instant::now() + limit;
     loop {
         check_interrupt()?;
@@ -234,7 +258,7 @@ pub(crate) fn poll(what: &str, limit: Duration, mut is: impl FnMut() -> Result<b
 
 /// Returns the last lines of a log, from an offset on, that help with a failure: the plugin's lines, and the agent's
 /// warnings and errors.
-pub(crate) fn lines_of_interest(log: &Path, offset: u64) -> String {
+pub fn lines_of_interest(log: &Path, offset: u64) -> String {
     let bytes = fs::read(log).unwrap_or_default();
     let from = usize::try_from(offset).unwrap_or(0).min(bytes.len());
     let text = String::from_utf8_lossy(&bytes[from..]);

@@ -74,7 +74,9 @@ pub fn setup(environment: &TestEnvironment, mode: Mode, nomad: &Path, plugin: &P
         },
         programs: vec![containerd.programs_directory()],
         log_collection: "nomad",
+        registry_config_dir: String::new(),
         consul: None,
+        place: None,
     }
 }
 

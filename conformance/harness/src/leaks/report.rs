@@ -52,7 +52,7 @@ impl LeakCheck<'_> {
     ///
     /// # Errors
     /// Fails with everything that is left.
-    pub(crate) fn assert_nothing_left_within(&self, limit: Duration) -> Result<()> {
+    pub fn assert_nothing_left_within(&self, limit: Duration) -> Result<()> {
         let deadline = Instant::now() + limit;
         loop {
             let left = self.census();

@@ -29,7 +29,7 @@ fn registry(
     let settings = RegistrySettings {
         tls: Some((shown.certificate.clone(), shown.key.clone())),
         clients: clients.map(CertificateAuthority::certificate),
-        auth: None,
+        ..RegistrySettings::default()
     };
     case.environment().registry().beside(&case.directory().join("reg"), settings)
 }

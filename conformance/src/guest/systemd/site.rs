@@ -229,6 +229,8 @@ fn setup() -> Setup {
         },
         programs: Vec::new(),
         log_collection: "nomad",
+        registry_config_dir: String::new(),
         consul: None,
+        place: None,
     }
 }

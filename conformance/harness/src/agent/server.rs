@@ -1,0 +1,71 @@
+//! The server of a cluster, a Nomad agent without a client.
+
+use std::fs;
+use std::ops::Deref;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+
+use super::client::{Client, READY};
+use super::config::{self, Ports};
+use super::poll;
+use crate::fixture::process::{Process, tail};
+use crate::leaks::agent::{AgentLeaks, MARK};
+
+pub struct Server {
+    address: String,
+    ports: Ports,
+    client: Client,
+    process: Option<Process>,
+    leaks: Arc<AgentLeaks>,
+}
+
+impl Server {
+    /// Starts a server that keeps all it writes in a directory, and waits until clients can register.
+    ///
+    /// # Errors
+    /// Carries the end of the server's log.
+    pub fn start(nomad: &Path, directory: &Path, address: &str) -> Result<Self> {
+        fs::create_dir_all(directory)?;
+        let leaks = AgentLeaks::note(directory, directory.join("alloc"));
+        let ports = Ports::choose()?;
+        let (file, log) = (directory.join("server.hcl"), directory.join("server.log"));
+        fs::write(&file, config::cluster_server(directory, address, &ports))?;
+        let mut command = Command::new(nomad);
+        command.args(["agent", "-config"]).arg(file).env(MARK, directory).env_remove("AWS_CA_BUNDLE");
+        let process = Some(Process::spawn("nomad", &mut command, &log)?);
+        let http = format!("{address}:{}", ports.http);
+        let client = Client::at(nomad.to_owned(), http.clone(), http);
+        let server = Self { address: address.to_owned(), ports, client, process, leaks };
+        poll("server with a leader", READY, || Ok(server.client.server_has_keys()))
+            .with_context(|| format!("the server's log ends:\n{}", tail(&log, 20)))?;
+        Ok(server)
+    }
+
+    /// Returns the address and the port for clients.
+    pub fn rpc(&self) -> String {
+        format!("{}:{}", self.address, self.ports.rpc)
+    }
+
+    /// Returns the address and the port of the HTTP API.
+    pub fn http(&self) -> String {
+        format!("{}:{}", self.address, self.ports.http)
+    }
+}
+
+impl Deref for Server {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.client
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.process.take());
+        self.leaks.clear();
+    }
+}
