@@ -8,6 +8,7 @@
 mod case;
 mod cases;
 mod census;
+mod cluster;
 mod demo;
 mod e2e;
 mod faults;
@@ -71,6 +72,8 @@ enum Command {
     Hostile(hostile::Args),
     /// Press a day's events of a node into some time, by seed, and check what is left of its memory, files and disk.
     Soak(soak::Args),
+    /// Drain nodes of a small cluster, let them die and cut them off, and check that each task runs exactly once.
+    Cluster(cluster::Args),
     /// Trace a plugin, for `faults`.
     #[command(hide = true)]
     Inject(faults::injector::Args),
@@ -108,6 +111,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Faults(args) => args.choice.is_crun(),
         Command::Hostile(args) => args.choice.is_crun(),
         Command::Soak(args) => args.choice.is_crun(),
+        Command::Cluster(args) => args.choice.is_crun(),
         Command::Census(_)
         | Command::Guest(_)
         | Command::GuestSystemd(_)
@@ -130,6 +134,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Faults(args) => faults::run(&args),
         Command::Hostile(args) => hostile::run(&args),
         Command::Soak(args) => soak::run(&args),
+        Command::Cluster(args) => cluster::run(&args),
         Command::Inject(args) => faults::injector::run(&args),
         #[cfg(feature = "bench")]
         Command::Measure(args) => measure::run(&args).map(|()| ExitCode::SUCCESS),
