@@ -11,8 +11,8 @@ pub enum Kind {
     Deaf,
     /// They end with 3 at SIGTERM, and have networks of their own.
     Networked,
-    /// They end with 9 at once on one node, and with 3 at SIGTERM on others.
-    FailsOn(&'static str),
+    /// They end with 3 at SIGTERM on one node, and with 9 at once on others.
+    RunsOn(&'static str),
 }
 
 /// A group of a job: its name, the number of its tasks, how they behave, and more blocks of it.
@@ -62,18 +62,20 @@ impl Job {
         self.groups.iter().find(of).map(|group| group.kind)
     }
 
-    /// Returns the job as a file for Nomad. Nothing of it needs a deployment, and its tasks are spread over all nodes.
+    /// Returns the job as a file for Nomad. Nothing of it needs a deployment, and its tasks are spread over all nodes, but for
+    /// those that run on one only.
     pub fn text(&self, image: &str) -> String {
         let groups: String = self.groups.iter().map(|group| group.text(image)).collect();
+        // It would lead tasks that fail on a node back to it again and again.
+        let fails = self.groups.iter().any(|group| matches!(group.kind, Kind::RunsOn(_)));
+        let spread = if fails { "" } else { "spread {\n    attribute = \"${node.unique.name}\"\n  }" };
         format!(
             r#"job "{name}" {{
   type = "service"
   update {{
     max_parallel = 0
   }}
-  spread {{
-    attribute = "${{node.unique.name}}"
-  }}
+  {spread}
 {groups}}}
 "#,
             name = self.name,
@@ -85,7 +87,7 @@ impl Group {
     fn text(&self, image: &str) -> String {
         let at_term = if self.kind == Kind::Deaf { "echo deaf" } else { "echo term; exit 3" };
         let failure = match self.kind {
-            Kind::FailsOn(node) => format!("[ $NODE = {node} ] && exit {FAILURE}; "),
+            Kind::RunsOn(node) => format!("[ $NODE = {node} ] || exit {FAILURE}; "),
             _ => String::new(),
         };
         let network = if self.kind == Kind::Networked { "network_mode = \"bridge\"" } else { "" };

@@ -18,6 +18,7 @@ use anyhow::{Context as _, Result, ensure};
 use harness::agent::Server;
 use harness::environment::TestEnvironment;
 use harness::fixture::{Choice, Programs, Registry, RegistrySettings};
+use harness::leaks::inspect::find_processes;
 use job::Job;
 use judge::{State, Wanted};
 use node::Node;
@@ -69,10 +70,15 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     println!("a server and {NODES} nodes after {:.1} s", begun.elapsed().as_secs_f32());
     let made = cluster.all_steps(args.only.as_deref());
     let table = made.map_err(|error| anyhow::anyhow!("{}{error:#}", cluster.last_words()))?;
+    let places: Vec<_> = cluster.nodes.iter().flat_map(|node| node.link.places()).collect();
     drop(cluster);
     let directory = environment.directory().to_owned();
     drop(environment);
-    ensure!(!directory.exists(), "{} is still there", directory.display());
+    for place in places.iter().chain([&directory]) {
+        ensure!(!place.exists(), "{} is still there", place.display());
+    }
+    let left = find_processes(&directory);
+    ensure!(left.is_empty(), "these are still there: {left:?}");
     println!("\n{table}");
     println!("all of it done in {:.0} s", begun.elapsed().as_secs_f32());
     if let Some(path) = &args.page {
@@ -119,11 +125,13 @@ impl<'a> Cluster<'a> {
         }
         self.end(&job)?;
         if is_wanted("partition") {
-            let what = "a node is cut off, with tasks of five kinds of `disconnect`, and comes back";
-            table.add("partition", what, || steps::partition(self, 0))?;
+            let what = "a node is cut off, with tasks of six kinds of `disconnect`, and comes back";
+            let mut strategies = String::new();
+            table.add("partition", what, || steps::partition(self, 0, &mut strategies))?;
+            table.strategies = strategies;
         }
         if is_wanted("reschedule") {
-            table.add("reschedule", "tasks fail on one of the nodes", || steps::reschedule(self))?;
+            table.add("reschedule", "tasks fail on two of the nodes", || steps::reschedule(self, 2))?;
         }
         self.close()?;
         Ok(table.text())
@@ -185,6 +193,8 @@ impl<'a> Cluster<'a> {
 #[derive(Default)]
 struct Table {
     rows: String,
+    /// Table of the strategies for tasks on a node that is cut off.
+    strategies: String,
 }
 
 impl Table {
@@ -198,9 +208,7 @@ impl Table {
     }
 
     fn text(&self) -> String {
-        format!(
-            "| step | what was done | tasks | seconds | what held |\n|---|---|---|---|---|\n{}",
-            self.rows
-        )
+        let head = "| step | what was done | tasks | seconds | what held |\n|---|---|---|---|---|\n";
+        [head, &self.rows, if self.strategies.is_empty() { "" } else { "\n" }, &self.strategies].concat()
     }
 }

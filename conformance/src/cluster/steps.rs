@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -43,10 +44,10 @@ pub fn thirty() -> Job {
 /// Says what doesn't hold, as all steps do.
 pub fn start(cluster: &mut Cluster<'_>, job: &Job) -> Result<Held> {
     let state = cluster.run(job)?;
-    let counts: Vec<_> =
-        (0..cluster.nodes.len()).map(|node| cluster.running_on(&state, node).len()).collect();
-    ensure!(counts.iter().all(|count| *count > 0), "the nodes have {counts:?} tasks");
-    Ok(Held { tasks: job.count(), what: format!("each runs once; the nodes have {counts:?}") })
+    let counts = (0..cluster.nodes.len()).map(|node| cluster.running_on(&state, node).len());
+    let counts: Vec<_> = counts.map(|count| count.to_string()).collect();
+    ensure!(!counts.contains(&"0".to_owned()), "the nodes have {counts:?} tasks");
+    Ok(Held { tasks: job.count(), what: format!("each runs once; the nodes have {}", counts.join(", ")) })
 }
 
 /// Drains a node.
@@ -59,14 +60,11 @@ pub fn drain(cluster: &mut Cluster<'_>, job: &Job, node: usize) -> Result<Held> 
     let slowest = ended_in_order(cluster, job, node, &before, Evidence::All)?;
     cluster.nodes[node].assert_clean()?;
     cluster.server.tell(&["node", "drain", "-disable", "-yes", &id])?;
-    Ok(Held {
-        tasks: before.len(),
-        what: format!(
-            "exit codes, output and kill timeout as they should be, the slowest of those that heed SIGTERM in {} ms; \
-             nothing left on the node",
-            slowest.as_millis()
-        ),
-    })
+    let what = format!(
+        "they ended in order, those that heed SIGTERM within {} ms; nothing left on the node",
+        slowest.as_millis()
+    );
+    Ok(Held { tasks: before.len(), what })
 }
 
 /// Kills a node's agent and plugin, and starts them again once the tasks have replacements.
@@ -115,139 +113,185 @@ pub fn machine_dies(cluster: &mut Cluster<'_>, job: &Job, node: usize) -> Result
     Ok(Held { tasks: before.len(), what: what.to_owned() })
 }
 
-/// How tasks on a node that is cut off are told apart in the end.
-struct Partitioned {
+/// A job with tasks on a node that is cut off.
+struct Strategy {
     job: Job,
+    /// What `disconnect` has, for the table.
+    shown: &'static str,
+    /// Whether the tasks go on on the node while it is cut off. Else the node stops them itself.
+    goes_on: bool,
     /// Whether the tasks run elsewhere, too, while the node is cut off.
     replaced: bool,
     kept: Kept,
 }
 
+/// The tasks that are kept once the node is back.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kept {
     Original,
     Replacement,
     Either,
-    /// The node has stopped its tasks before the others were started.
-    Stopped,
 }
 
-fn partitioned() -> [Partitioned; 5] {
-    let job = |name, kept, replaced, more| Partitioned { job: Job::of(name, 6, more), replaced, kept };
+fn strategies() -> [Strategy; 6] {
+    let strategy = |name, more, shown, [goes_on, replaced]: [bool; 2], kept| Strategy {
+        job: Job::of(name, 6, more),
+        shown,
+        goes_on,
+        replaced,
+        kept,
+    };
     [
-        job(
-            "keep-original",
+        strategy(
+            "original",
+            "disconnect {\n lost_after = \"10m\"\n reconcile = \"keep_original\"\n}",
+            "`lost_after`, `reconcile = \"keep_original\"`",
+            [true, true],
             Kept::Original,
-            true,
-            "disconnect {\n lost_after = \"10m\"\n replace = true\n reconcile = \"keep_original\"\n}",
         ),
-        job(
-            "keep-replacement",
+        strategy(
+            "replacement",
+            "disconnect {\n lost_after = \"10m\"\n reconcile = \"keep_replacement\"\n}",
+            "`lost_after`, `reconcile = \"keep_replacement\"`",
+            [true, true],
             Kept::Replacement,
-            true,
-            "disconnect {\n lost_after = \"10m\"\n replace = true\n reconcile = \"keep_replacement\"\n}",
         ),
-        job(
-            "best-score",
+        strategy(
+            "score",
+            "disconnect {\n lost_after = \"10m\"\n reconcile = \"best_score\"\n}",
+            "`lost_after`, `reconcile = \"best_score\"`",
+            [true, true],
             Kept::Either,
-            true,
-            "disconnect {\n lost_after = \"10m\"\n replace = true\n reconcile = \"best_score\"\n}",
         ),
-        job(
-            "no-replacement",
-            Kept::Original,
-            false,
+        strategy(
+            "alone",
             "disconnect {\n lost_after = \"10m\"\n replace = false\n}",
+            "`lost_after`, `replace = false`",
+            [true, false],
+            Kept::Original,
         ),
-        job("stop-on-client", Kept::Stopped, true, "disconnect {\n stop_on_client_after = \"12s\"\n}"),
+        strategy(
+            "stopped",
+            "disconnect {\n stop_on_client_after = \"12s\"\n}",
+            "`stop_on_client_after`",
+            [false, true],
+            Kept::Replacement,
+        ),
+        // Without `lost_after`, Nomad replaces them all the same.
+        strategy(
+            "stopped-alone",
+            "disconnect {\n stop_on_client_after = \"12s\"\n replace = false\n}",
+            "`stop_on_client_after`, `replace = false`",
+            [false, true],
+            Kept::Replacement,
+        ),
     ]
 }
 
-/// Cuts a node off, with tasks of several strategies on it, and heals that.
-pub fn partition(cluster: &mut Cluster<'_>, node: usize) -> Result<Held> {
-    let all = partitioned();
+/// Cuts a node off, with tasks of several strategies on it, and heals that. Fills a table of the strategies.
+pub fn partition(cluster: &mut Cluster<'_>, node: usize, table: &mut String) -> Result<Held> {
+    let all = strategies();
     let mut before = Vec::new();
-    for Partitioned { job, .. } in &all {
+    for Strategy { job, .. } in &all {
         let state = cluster.run(job)?;
         let originals = cluster.running_on(&state, node);
         ensure!(!originals.is_empty(), "{} has no task on the node", job.name);
         before.push((state, originals));
     }
-    let id = cluster.nodes[node].agent.node().to_owned();
     cluster.nodes[node].link.cut()?;
     cluster.server_sees(node, "disconnected")?;
-    for (Partitioned { job, replaced, kept }, (state, originals)) in all.iter().zip(&before) {
-        let stray = if *kept == Kept::Stopped { BTreeSet::new() } else { originals.clone() };
-        let names = |state: &State| {
-            state
-                .running()
-                .filter(|found| originals.contains(&found.id))
-                .map(|found| found.name.clone())
-                .collect()
-        };
-        let missing = if *replaced { BTreeSet::new() } else { names(state) };
-        let wanted = Wanted { without: Some(&id), stray, missing };
-        let meanwhile = cluster.settled(job, &wanted).context("while the node is cut off")?;
-        if *kept != Kept::Stopped {
-            same_processes(originals, state, &meanwhile)?;
-        }
+    for (strategy, (state, originals)) in all.iter().zip(&before) {
+        cut_off(cluster, node, strategy, state, originals).context("while the node is cut off")?;
     }
-    std::thread::sleep(CUT_OFF);
+    thread::sleep(CUT_OFF);
     cluster.nodes[node].link.heal()?;
     cluster.server_sees(node, "ready")?;
-    let mut what = String::new();
-    for (Partitioned { job, kept, .. }, (state, originals)) in all.iter().zip(&before) {
-        let healed = cluster.settled(job, &Wanted::default()).context("after the node is back")?;
-        let still = cluster.running_on(&healed, node);
-        let kept_ones = originals.intersection(&still).count();
-        match kept {
-            Kept::Original => {
-                ensure!(still == *originals, "{}: {still:?} run there, not {originals:?}", job.name);
-                same_processes(originals, state, &healed)?;
-            }
-            Kept::Replacement => {
-                ensure!(kept_ones == 0, "{}: {kept_ones} of {originals:?} are kept", job.name);
-                ended_in_order(cluster, job, node, originals, Evidence::NoTimes)?;
-            }
-            Kept::Either => {}
-            Kept::Stopped => {
-                ensure!(kept_ones == 0, "{}: {kept_ones} of {originals:?} are kept", job.name);
-                ended_in_order(cluster, job, node, originals, Evidence::ExitCode)?;
-                never_two_of_a_name(cluster, &healed)?;
-            }
-        }
-        let _ = write!(
-            what,
-            "{}{}: {kept_ones} of {} stayed",
-            if what.is_empty() { "" } else { ", " },
-            job.name,
-            originals.len()
-        );
+    "| `disconnect` | tasks on the node | while it was cut off | once it was back |\n|---|---|---|---|\n"
+        .clone_into(table);
+    for (strategy, (state, originals)) in all.iter().zip(&before) {
+        let what = back(cluster, node, strategy, state, originals).context("after the node is back")?;
+        let meanwhile = match (strategy.goes_on, strategy.replaced) {
+            (true, true) => "they went on; replacements ran elsewhere",
+            (true, false) => "they went on, without replacements",
+            (false, _) => "they were stopped; replacements ran elsewhere afterwards",
+        };
+        let _ = writeln!(table, "| {} | {} | {meanwhile} | {what} |", strategy.shown, originals.len());
     }
-    for Partitioned { job, .. } in &all {
+    for Strategy { job, .. } in &all {
         cluster.end(job)?;
     }
-    Ok(Held { tasks: all.iter().map(|each| each.job.count()).sum(), what })
+    let tasks = all.iter().map(|strategy| strategy.job.count()).sum();
+    Ok(Held { tasks, what: "what the second table says".to_owned() })
 }
 
-/// Starts tasks that fail on one node, and end up on others.
-pub fn reschedule(cluster: &mut Cluster<'_>) -> Result<Held> {
-    let kind = Kind::FailsOn("node-1");
-    let job = Job { name: "fails", groups: vec![Group { name: "main", count: 9, kind, more: "" }] };
+/// Asserts that a job is as it should be while a node is cut off.
+fn cut_off(
+    cluster: &mut Cluster<'_>,
+    node: usize,
+    strategy: &Strategy,
+    before: &State,
+    originals: &BTreeSet<String>,
+) -> Result<()> {
+    let id = cluster.nodes[node].agent.node().to_owned();
+    let names = before.running().filter(|found| originals.contains(&found.id));
+    let names = names.map(|found| found.name.clone());
+    let wanted = Wanted {
+        without: Some(&id),
+        stray: originals.iter().filter(|_| strategy.goes_on).cloned().collect(),
+        missing: names.filter(|_| !strategy.replaced).collect(),
+    };
+    let meanwhile = cluster.settled(&strategy.job, &wanted)?;
+    if strategy.goes_on { same_processes(originals, before, &meanwhile) } else { Ok(()) }
+}
+
+/// Asserts that a job is as it should be once the node is back, and says what was kept.
+fn back(
+    cluster: &mut Cluster<'_>,
+    node: usize,
+    Strategy { job, goes_on, kept, .. }: &Strategy,
+    before: &State,
+    originals: &BTreeSet<String>,
+) -> Result<String> {
+    let healed = cluster.settled(job, &Wanted::default())?;
+    let kept_ones = originals.intersection(&cluster.running_on(&healed, node)).count();
+    match kept {
+        Kept::Original => {
+            ensure!(kept_ones == originals.len(), "{}: {kept_ones} of {originals:?} are kept", job.name);
+            same_processes(originals, before, &healed)?;
+            Ok("they stayed, with the same processes".to_owned())
+        }
+        Kept::Replacement => {
+            ensure!(kept_ones == 0, "{}: {kept_ones} of {originals:?} are kept", job.name);
+            let evidence = if *goes_on { Evidence::NoTimes } else { Evidence::ExitCode };
+            ended_in_order(cluster, job, node, originals, evidence)?;
+            if *goes_on {
+                return Ok("they ended in order; the replacements stayed".to_owned());
+            }
+            never_two_of_a_name(cluster, &healed)?;
+            Ok("others stayed; no two ever ran at the same time".to_owned())
+        }
+        Kept::Either => Ok(format!("{kept_ones} of them stayed, for the others the replacements")),
+    }
+}
+
+/// Starts tasks that fail on all nodes but one.
+pub fn reschedule(cluster: &mut Cluster<'_>, node: usize) -> Result<Held> {
+    let kind = Kind::RunsOn("node-3");
+    ensure!(cluster.nodes[node].name == "node-3", "the tasks run on another node");
+    let job = Job { name: "fails", groups: vec![Group { name: "main", count: 12, kind, more: "" }] };
     let state = cluster.run(&job)?;
-    let id = cluster.nodes[0].agent.node().to_owned();
-    ensure!(state.running_on(&id).is_empty(), "a task runs where it fails");
-    let failed: Vec<_> = state.allocations.iter().filter(|allocation| allocation.node == id).collect();
+    let running = cluster.running_on(&state, node);
+    ensure!(running.len() == job.count(), "a task runs where it fails");
+    let failed: Vec<_> =
+        state.allocations.iter().filter(|allocation| !running.contains(&allocation.id)).collect();
     ensure!(!failed.is_empty(), "no task was started where it fails");
     for allocation in &failed {
         let ended = allocation.task("main").ended().with_context(|| allocation.summary())?;
-        ensure!(
-            ended.exit_code == FAILURE && allocation.client_status == "failed",
-            "{}",
-            allocation.summary()
-        );
+        let is_failure = ended.exit_code == FAILURE && allocation.client_status == "failed";
+        ensure!(is_failure, "{}", allocation.summary());
     }
-    let what = format!("{} starts ended with {FAILURE}; each task runs on another node", failed.len());
+    let what =
+        format!("{} starts failed, with their exit code; each task runs on the third node", failed.len());
     cluster.end(&job)?;
     Ok(Held { tasks: job.count(), what })
 }
