@@ -18,6 +18,9 @@ const AFTER_SIGKILL: Duration = Duration::from_secs(30);
 const SHIM_TELLS: Duration = Duration::from_secs(2);
 /// Maximum time that the shim may take to deliver SIGKILL.
 const SHIM_KILLS: Duration = Duration::from_secs(5);
+/// Number of times that a stop signal is sent which can't be delivered, and the pause between them.
+const DELIVERIES: usize = 3;
+const DELIVERED_AGAIN: Duration = Duration::from_millis(200);
 /// Number of the last signal before those of real time.
 const LAST_WITH_A_NAME: i32 = 31;
 
@@ -60,13 +63,11 @@ impl Task {
         // A runtime delivers no signal where it can't write its log into the bundle.
         self.container.restore_off_thread().await;
         let ends = async {
-            if let Some(signal) = signal
-                && let Err(error) = self.connection.kill(signal, false).await
-            {
-                // Most often the task has just ended by itself; if not, SIGKILL will tell.
-                tracing::debug!(task = self.id(), signal, error = %error.chain(), "the stop signal was not delivered");
+            let Some(signal) = signal else { return self.wait().await };
+            tokio::select! {
+                ended = self.wait() => ended,
+                () = self.deliver(signal) => self.wait().await,
             }
-            self.wait().await
         };
         // A shim that hangs has no more time than the task.
         if tokio::time::timeout(timeout, ends).await.is_ok() {
@@ -74,6 +75,17 @@ impl Task {
         }
         tracing::info!(task = self.id(), ?timeout, "still running after its kill timeout; killing it");
         self.kill_all().await
+    }
+
+    /// Has the shim deliver the stop signal, again if it can't: its runtime may be killed for want of memory, and a task
+    /// without the signal would be killed at its timeout.
+    async fn deliver(&self, signal: i32) {
+        for _ in 0..DELIVERIES {
+            let Err(error) = self.connection.kill(signal, false).await else { return };
+            // Most often the task has just ended by itself; if not, SIGKILL will tell.
+            tracing::debug!(task = self.id(), signal, error = %error.chain(), "the stop signal was not delivered");
+            tokio::time::sleep(DELIVERED_AGAIN).await;
+        }
     }
 
     /// Kills every process of the task, and returns once it has exited.
