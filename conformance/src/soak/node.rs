@@ -244,7 +244,7 @@ impl Node {
             let text = text();
             let signals = text.matches(USR1).count();
             text.starts_with(UP)
-                && signals <= running.signals
+                && signals == running.signals
                 && text.len() == UP.len() + signals * USR1.len()
         };
         until(LIMIT, "its output", is_whole).await.with_context(|| format!("it wrote {:?}", text()))
@@ -306,7 +306,7 @@ impl Node {
         }
         running.signals += 1;
         self.plugin.signal_task(running.task.id(), "SIGUSR1").await?;
-        let has_answered = || running.task.alloc.stdout.text().contains(USR1);
+        let has_answered = || running.task.alloc.stdout.text().matches(USR1).count() == running.signals;
         until(LIMIT, "the answer to a signal", has_answered).await
     }
 
