@@ -364,7 +364,11 @@ impl TestBed {
         self.context.environment().repair()?;
         let outside = fault.and_then(Fault::outside);
         let died = fault.is_some_and(Fault::kills_plugin);
-        let is_new_agent = died || outside.is_some_and(Outside::is_agents);
+        let is_agents = outside.is_some_and(Outside::is_agents);
+        let is_lost = outside.is_some_and(Outside::ends_task);
+        // A start that was answered has to outlast the plugin.
+        let is_restarted = scenario.starts() && acted.is_ok() && !is_agents && !is_lost;
+        let is_new_agent = died || is_agents || is_restarted;
         let forgets = outside == Some(Outside::AgentForgets);
         if outside.is_some_and(Outside::is_agents)
             && let Some(waiting) = waiting.take()
@@ -388,14 +392,13 @@ impl TestBed {
             plugin.redial().await?;
             plugin.listen().await?;
             self.bystander.recover(&plugin).await.context("recover the bystander")?;
-        } else if died {
+        } else if died || is_restarted {
             // A fault right after the last call is only reached with it.
             plugin.kill().await?;
             plugin = self.next_plugin(&scenario.options(&self.context, &self.cni)).await?;
         } else if let Err(error) = &acted {
             check_error(scenario, fault, error)?;
         }
-        let is_lost = outside.is_some_and(Outside::ends_task);
         for other in others.into_iter().filter(|_| !forgets) {
             let ended = self.end_other(&plugin, &other, is_new_agent, is_lost).await;
             ended.with_context(|| format!("another of the tasks, after {}", said(&acted)))?;
