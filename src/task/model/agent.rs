@@ -32,8 +32,8 @@ impl Steps<'_> {
             }
             (Some(slots), Doing::Done) => {
                 // The one way to such a task's end: see the record.
-                if slots.iter().any(|slot| slot.occupant().is_known()) {
-                    self.add("the plugin is launched anew", attempt, Progress, |world| world.plugin = None);
+                if self.from.has_lost_handle && slots.iter().any(|slot| slot.occupant().is_known()) {
+                    self.add("the plugin is launched anew", attempt, Progress, World::plugin_dies);
                 }
             }
             (Some(slots), _) => self.of_call(doing, attempt, slots[attempt].occupant()),
@@ -97,7 +97,7 @@ impl Steps<'_> {
 
     /// Adds the deaths of the plugin and of the agent, each alone or both at once.
     pub(super) fn of_deaths(&mut self) {
-        let Agent { doing, attempt, .. } = self.from.agent;
+        let Agent { doing, attempt, is_saved, .. } = self.from.agent;
         if self.from.plugin.is_some() {
             self.add("the plugin dies", attempt, Fault, World::plugin_dies);
             if doing == Doing::Stopping {
@@ -108,10 +108,14 @@ impl Steps<'_> {
             }
         }
         if !matches!(doing, Doing::Away | Doing::Done) {
-            self.add("the agent dies", attempt, Fault, World::agent_dies);
+            self.add("the agent dies", attempt, Fault, |world| {
+                let is_answered = matches!(doing, Doing::Waiting | Doing::Stopping | Doing::Destroying);
+                world.has_lost_handle |= is_answered && !is_saved;
+                world.agent_dies();
+            });
             self.add("the agent and the plugin die", attempt, Fault, |world| {
                 world.agent_dies();
-                world.plugin = None;
+                world.plugin_dies();
             });
         }
     }
@@ -136,6 +140,8 @@ impl World {
     fn reserve(&mut self, attempt: usize, step: Start) {
         let is_free = matches!(self.slot(attempt), Some(Slot::Nobody { .. }));
         self.require(is_free, "a start has an id that another call or task has");
+        let has_supervisor = matches!(self.slot(attempt), Some(Slot::Nobody { supervisor: true }));
+        self.require(!has_supervisor, "a start has an id whose supervisor goes on");
         self.set(attempt, Slot::Starting { step, is_cancelled: false });
     }
 
@@ -175,7 +181,7 @@ impl World {
     }
 
     fn plugin_dies(&mut self) {
-        self.plugin = None;
+        (self.plugin, self.has_lost_handle) = (None, false);
         match self.agent.doing {
             Doing::Starting => self.agent.doing = Doing::Idle,
             Doing::Waiting => (self.agent.doing, self.agent.is_saved) = (Doing::Recovering, true),

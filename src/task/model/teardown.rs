@@ -30,11 +30,14 @@ impl World {
             Teardown::Processes { marked } => self.by_shim(of, marked),
             Teardown::Kill { marked } => {
                 let is_alone = self.kill_group(of);
-                self.kill(of, of);
-                if is_alone {
-                    self.kill_all_in_cgroup(of);
-                }
+                self.kill_by_shim(of, is_alone);
                 Teardown::Delete { marked }
+            }
+            // The shim has died, or hangs, since it was asked.
+            Teardown::Delete { marked } | Teardown::Shutdown { marked, .. }
+                if parts.shim != Shim::Serving =>
+            {
+                Teardown::KillShim { marked, bundle: true }
             }
             Teardown::Delete { marked } => {
                 parts.container = Container::None;

@@ -14,6 +14,9 @@ pub(super) struct World {
     pub(super) parts: [Parts; 2],
     /// Number of faults that may still come.
     pub(super) faults: u8,
+    /// Whether the agent died alone between a start's answer and the writing of its handle: this plugin has a task that no
+    /// agent will ask for.
+    pub(super) has_lost_handle: bool,
     /// Whether the kernel keeps the exit status of a process for those who hold it.
     pub(super) kernel_tells: bool,
     pub(super) broken: Option<&'static str>,
@@ -107,6 +110,7 @@ impl World {
             plugin: Some([Slot::NOBODY, Slot::NOBODY]),
             parts: [Parts::NONE, Parts::NONE],
             faults,
+            has_lost_handle: false,
             kernel_tells,
             broken: None,
         }
