@@ -201,6 +201,11 @@ impl Error {
         self
     }
 
+    /// Returns whether the shim has answered that it, or its runtime, can't do what it was asked for.
+    pub(crate) fn is_refusal(&self) -> bool {
+        matches!(self, Self::Call { source: CallError::Refused(_), .. })
+    }
+
     /// Returns whether the shim does not know the task or exec: it has ended, or never was.
     pub(crate) fn is_not_found(&self) -> bool {
         matches!(self, Self::Call { source: CallError::NotFound(_), .. })

@@ -18,9 +18,10 @@ const AFTER_SIGKILL: Duration = Duration::from_secs(30);
 const SHIM_TELLS: Duration = Duration::from_secs(2);
 /// Maximum time that the shim may take to deliver SIGKILL.
 const SHIM_KILLS: Duration = Duration::from_secs(5);
-/// Number of times that a stop signal is sent which can't be delivered, and the pause between them.
-const DELIVERIES: usize = 3;
-const DELIVERED_AGAIN: Duration = Duration::from_millis(200);
+/// Maximum number of tries to send a stop signal.
+const SIGNAL_ATTEMPTS: usize = 3;
+/// Pause between two tries to send a stop signal.
+const RETRY_PAUSE: Duration = Duration::from_millis(200);
 /// Number of the last signal before those of real time.
 const LAST_WITH_A_NAME: i32 = 31;
 
@@ -66,7 +67,7 @@ impl Task {
             let Some(signal) = signal else { return self.wait().await };
             tokio::select! {
                 ended = self.wait() => ended,
-                () = self.deliver(signal) => self.wait().await,
+                () = self.send_stop_signal(signal) => self.wait().await,
             }
         };
         // A shim that hangs has no more time than the task.
@@ -77,14 +78,17 @@ impl Task {
         self.kill_all().await
     }
 
-    /// Has the shim deliver the stop signal, again if it can't: its runtime may be killed for want of memory, and a task
-    /// without the signal would be killed at its timeout.
-    async fn deliver(&self, signal: i32) {
-        for _ in 0..DELIVERIES {
+    /// Has the shim send the stop signal, again if its runtime fails, which may have been killed for want of memory: a task
+    /// without the signal would be killed at its timeout. A shim that gives no answer may have sent it.
+    async fn send_stop_signal(&self, signal: i32) {
+        for _ in 0..SIGNAL_ATTEMPTS {
             let Err(error) = self.connection.kill(signal, false).await else { return };
-            // Most often the task has just ended by itself; if not, SIGKILL will tell.
+            // Most often the task has just ended by itself.
             tracing::debug!(task = self.id(), signal, error = %error.chain(), "the stop signal was not delivered");
-            tokio::time::sleep(DELIVERED_AGAIN).await;
+            if !error.is_refusal() {
+                return;
+            }
+            tokio::time::sleep(RETRY_PAUSE).await;
         }
     }
 

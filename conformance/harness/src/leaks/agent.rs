@@ -18,6 +18,8 @@ use crate::processes;
 /// Variable in the agent's environment, and so in that of every process that it starts. The value is the agent's
 /// directory.
 pub(crate) const MARK: &str = "CONFORMANCE_AGENT";
+/// Names of the cgroups that an agent makes for those of tasks, by the version of cgroups.
+const AGENTS_GROUPS: [&str; 4] = ["share", "reserve", "share.slice", "reserve.slice"];
 /// Directory of the network namespaces of groups, named by allocation ids.
 const NAMESPACES: &str = "/run/netns";
 const ENDING: Duration = Duration::from_secs(5);
@@ -120,9 +122,11 @@ impl AgentLeaks {
         // Another agent, of this program or another one, may have come to use them.
         let unused = !any_runs(Some(&self.directory));
         for cgroup in self.cgroups.iter().filter(|_| unused) {
-            for path in descendants(cgroup) {
-                let _ = fs::remove_dir(path);
+            // Those of tasks belong to whoever runs them.
+            for name in AGENTS_GROUPS {
+                let _ = fs::remove_dir(cgroup.join(name));
             }
+            let _ = fs::remove_dir(cgroup);
         }
     }
 }

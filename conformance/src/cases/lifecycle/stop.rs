@@ -11,6 +11,7 @@ use serde_json::json;
 use tonic::Code;
 
 use crate::cases::support::processes::shim_pid;
+use crate::cases::support::scripted::{Scripted, runc};
 use crate::cases::support::{NO_REAL_TIME, cases, ensure_eq, not_by_youki, refused};
 
 cases!["stop":
@@ -31,7 +32,26 @@ cases!["stop":
     a_task_among_the_hosts_processes_ends_with_all_of_its_own,
     a_task_among_the_hosts_processes_is_killed_with_all_of_its_own,
     a_task_whose_shim_hangs_is_killed_at_the_timeout,
+    a_signal_whose_runtime_is_killed_is_sent_again,
 ];
+
+/// The kernel kills runtimes for want of memory, as well as tasks.
+async fn a_signal_whose_runtime_is_killed_is_sent_again(case: &CaseContext) -> Result<()> {
+    let scripted = Scripted::new(case)?;
+    let once = scripted.directory.join("once");
+    let killed_once = format!("[ -e {0} ] || {{ touch {0}; kill -9 $$; }}", once.display());
+    scripted.runtime_as("killed", &runc("kill", &killed_once))?;
+    let mut options = case.options();
+    options["oci_runtime"] = json!(scripted.directory.join("killed"));
+    let mut plugin = case.plugin_as(&case.launch(), &options).await?;
+    let task = listener(case, &plugin).await?;
+    task.stop(&plugin, PATIENT).await?;
+    ensure!(once.exists(), "the runtime sent no signal");
+    ensure_eq!(task.wait(&plugin).await?.exit_code, 3);
+    ensure_eq!(task.alloc.stdout.to_end(LIMIT).await?, b"ready\ngot TERM\n");
+    task.destroy(&plugin).await?;
+    plugin.shut_down().await
+}
 
 /// Longer than any case may take: a stop that waits for it has not seen the task end.
 const PATIENT: Duration = Duration::from_secs(90);
