@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use acts::{ACTS, Act};
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use harness::environment::TestEnvironment;
 use harness::fixture::{Choice, Programs};
 use harness::interrupt::{UnderWay, check};
@@ -100,6 +100,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if let Some(path) = &args.page {
         page::write_into(path, FRAME, &text)?;
     }
+    ensure!(table.has_tried(), "each job was refused, so nothing was tried");
     Ok(if table.has_failures() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 

@@ -44,6 +44,11 @@ impl Table {
         self.all.ran + self.all.refused + self.all.failed
     }
 
+    /// Returns whether any trial's job has run.
+    pub fn has_tried(&self) -> bool {
+        self.all.ran + self.all.failed > 0
+    }
+
     pub fn has_failures(&self) -> bool {
         self.all.failed > 0
     }
