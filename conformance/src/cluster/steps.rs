@@ -27,7 +27,7 @@ pub struct Held {
     pub what: String,
 }
 
-/// Returns the job of the first steps: 30 tasks of each kind that doesn't fail.
+/// Returns the job of the first steps: 30 tasks, some of each kind that doesn't fail.
 pub fn thirty() -> Job {
     let group = |name, count, kind| Group { name, count, kind, more: "" };
     let groups = vec![
@@ -270,7 +270,7 @@ fn back(
             never_two_of_a_name(cluster, &healed)?;
             Ok("others stayed; no two ever ran at the same time".to_owned())
         }
-        Kept::Either => Ok(format!("{kept_ones} of them stayed, for the others the replacements")),
+        Kept::Either => Ok(format!("{kept_ones} of the {} stayed", originals.len())),
     }
 }
 
