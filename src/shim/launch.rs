@@ -21,7 +21,7 @@ use shim_protos::{Bootstrap, StartInput, StartParams};
 use tokio::io::AsyncReadExt as _;
 use tokio::process::Command;
 
-use super::processes::blocking as looked_at;
+use super::processes;
 use super::runtime::{find_shim, is_executable};
 use super::start_inputs::{FileId, StartInputs};
 use super::{Bundle, DEFAULT_PATH, Error, EventSocket, Family, excerpt};
@@ -80,7 +80,7 @@ impl Launcher {
         inherited: &[OwnedFd],
     ) -> Result<Bootstrap, Error> {
         let at = self.binary.clone();
-        let binary = looked_at(move || FileId::of(&at)).await.ok().flatten();
+        let binary = processes::blocking(move || FileId::of(&at)).await.ok().flatten();
         let form = match self.start_inputs.of(binary) {
             Some(form) => form,
             None => self.form_by_version(bundle, id).await,

@@ -15,7 +15,7 @@ pub(crate) struct ProcessGroup {
 
 impl ProcessGroup {
     /// Returns the group of a child that was started as the leader of one.
-    pub(crate) fn of(child: &Child) -> Self {
+    fn of(child: &Child) -> Self {
         Self { leader: child.id().and_then(|pid| i32::try_from(pid).ok()) }
     }
 

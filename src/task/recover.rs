@@ -112,11 +112,9 @@ async fn find(
     let had_exited = is_known_to_be_gone(&driver_state, &init);
     let init = init.unwrap_or_default();
     let waiting = shim::wait_pending(&connection, "").await;
-    let ending = (connection.clone(), driver_state.clone(), container.clone());
     let runtime_root = container::runtime_root(settings);
-    tokio::spawn(async move {
-        execs.end(&ending.0, &ending.1, &ending.2, runtime_root.as_ref()).await;
-    });
+    let (shim, state, of) = (connection.clone(), driver_state.clone(), container.clone());
+    tokio::spawn(async move { execs.end(&shim, &state, &of, runtime_root.as_ref()).await });
     let network = container.clone();
     // The check may take as long as the CNI plugins do, and changes nothing for the task.
     tokio::spawn(async move { network.check_network().await });

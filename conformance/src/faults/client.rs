@@ -33,7 +33,7 @@ pub struct Injector {
 #[derive(Default)]
 struct Seen {
     points: Vec<Point>,
-    waits: Vec<Point>,
+    waits: Vec<String>,
 }
 
 /// How far the injector is.
@@ -71,7 +71,7 @@ impl Injector {
                     Ok(Report::Armed) => drop(tell.send(Stage::Armed)),
                     Ok(Report::Reached) => drop(tell.send(Stage::Reached)),
                     Ok(Report::Point(point)) => lock(&list).points.push(point),
-                    Ok(Report::MayWait(point)) => lock(&list).waits.push(point),
+                    Ok(Report::MayWait(call)) => lock(&list).waits.push(call),
                     Err(_) => break,
                 }
             }
@@ -148,11 +148,7 @@ impl Injector {
     pub async fn end(mut self) -> Result<bool> {
         self.process.kill().await.context("end the injector")?;
         let _ = self.reading.await;
-        let waits: Vec<_> = lock(&self.seen)
-            .waits
-            .iter()
-            .map(|Point { call, object, .. }| format!("{call} {object}"))
-            .collect();
+        let waits = std::mem::take(&mut lock(&self.seen).waits);
         ensure!(waits.is_empty(), "made on threads that answer calls, and may wait:\n{}", waits.join("\n"));
         Ok(*self.stage.borrow() >= Stage::Reached)
     }

@@ -103,20 +103,28 @@ impl fmt::Display for Outside {
 impl Outside {
     /// Returns whether the fault can be of any effect at a call on an object in a scenario.
     pub fn is_possible_at(self, scenario: Scenario, call: &str, object: &str) -> bool {
+        let meets_registry = scenario == Scenario::Pull && object == OF_NETWORK;
         match self {
             Self::ChildKilled => ["clone", "clone3", "vfork", "wait4", "waitid", "pipe2"].contains(&call),
-            Self::RegistryKilled
-            | Self::RegistryFrozen
-            | Self::RegistryCuts
-            | Self::RegistryStalls
-            | Self::RegistryRefuses
-            | Self::RegistryEndless => scenario == Scenario::Pull && object == OF_NETWORK,
+            Self::RegistryKilled | Self::RegistryFrozen => meets_registry,
+            _ if self.broken_registry().is_some() => meets_registry,
             Self::CniHangs | Self::CniLies => scenario == Scenario::Network,
             Self::AllocDiskFull => object.starts_with("{case}/alloc"),
             Self::ContainerdDiskFull | Self::ContainerdLate => object == OF_CONTAINERD,
             Self::ShimBroken => scenario.starts(),
             Self::AgentForgets => !scenario.is_without_agent() && object.starts_with("socket"),
             _ => true,
+        }
+    }
+
+    /// Returns how the registry's answers are broken, if the fault breaks them.
+    fn broken_registry(self) -> Option<Broken> {
+        match self {
+            Self::RegistryCuts => Some(Broken::CutAfter(SENT_BYTES)),
+            Self::RegistryStalls => Some(Broken::StallAfter(SENT_BYTES)),
+            Self::RegistryRefuses => Some(Broken::Status(503)),
+            Self::RegistryEndless => Some(Broken::Endless),
+            _ => None,
         }
     }
 
@@ -191,10 +199,15 @@ impl Surroundings<'_> {
             Outside::ContainerdFrozen => containerd.pause()?,
             Outside::RegistryKilled => environment.registry().stop(),
             Outside::RegistryFrozen => environment.registry().pause()?,
-            Outside::RegistryCuts => self.break_registry(Broken::CutAfter(SENT_BYTES)),
-            Outside::RegistryStalls => self.break_registry(Broken::StallAfter(SENT_BYTES)),
-            Outside::RegistryRefuses => self.break_registry(Broken::Status(503)),
-            Outside::RegistryEndless => self.break_registry(Broken::Endless),
+            Outside::RegistryCuts
+            | Outside::RegistryStalls
+            | Outside::RegistryRefuses
+            | Outside::RegistryEndless => {
+                if let Some(fault) = outside.broken_registry() {
+                    self.proxy.clear_requests();
+                    self.proxy.inject("", fault);
+                }
+            }
             Outside::CniHangs => self.replace_cni("sleep 600; exit 1")?,
             Outside::CniLies => {
                 self.replace_cni(r#""$real" > /dev/null; echo '{"cniVersion": "1.0.0"}'; exit 0"#)?;
@@ -267,22 +280,13 @@ impl Surroundings<'_> {
     fn was_met(&self, outside: Outside) -> bool {
         match outside {
             Outside::ShimBroken | Outside::CniHangs | Outside::CniLies => self.ran().exists(),
-            Outside::RegistryCuts
-            | Outside::RegistryStalls
-            | Outside::RegistryRefuses
-            | Outside::RegistryEndless => !self.proxy.requests().is_empty(),
-            _ => true,
+            _ => outside.broken_registry().is_none() || !self.proxy.requests().is_empty(),
         }
     }
 
     /// Returns the file that a program makes that has taken another one's place.
     fn ran(&self) -> PathBuf {
         self.context.directory().join("ran")
-    }
-
-    fn break_registry(&self, fault: Broken) {
-        self.proxy.clear_requests();
-        self.proxy.inject("", fault);
     }
 
     fn replace_cni(&self, script: &str) -> Result<()> {
@@ -298,10 +302,7 @@ impl Surroundings<'_> {
             Outside::ContainerdFrozen | Outside::ContainerdLate => containerd.resume()?,
             Outside::RegistryKilled => environment.registry().start()?,
             Outside::RegistryFrozen => environment.registry().resume()?,
-            Outside::RegistryCuts
-            | Outside::RegistryStalls
-            | Outside::RegistryRefuses
-            | Outside::RegistryEndless => self.proxy.heal(),
+            outside if outside.broken_registry().is_some() => self.proxy.heal(),
             Outside::CniHangs | Outside::CniLies => self.cni.restore(BRIDGE)?,
             Outside::AllocDiskFull => self.alloc_disk.make_room()?,
             Outside::ContainerdDiskFull => self.containerd_disk.make_room()?,

@@ -370,9 +370,7 @@ impl TestBed {
         let is_restarted = scenario.starts() && acted.is_ok() && !is_agents && !is_lost;
         let is_new_agent = died || is_agents || is_restarted;
         let forgets = outside == Some(Outside::AgentForgets);
-        if outside.is_some_and(Outside::is_agents)
-            && let Some(waiting) = waiting.take()
-        {
+        if is_agents && let Some(waiting) = waiting.take() {
             // Its calls end with it.
             waiting.abort();
         }

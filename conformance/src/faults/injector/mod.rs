@@ -37,7 +37,7 @@ pub enum Report {
     /// The plugin reached a point. Only told if there is no target.
     Point(Point),
     /// A thread of the plugin that answers calls made a call that may wait for a disk.
-    MayWait(Point),
+    MayWait(String),
     /// The plugin reached the target.
     Reached,
 }

@@ -65,10 +65,10 @@ impl Names {
     fn of_descriptor(&mut self, descriptor: i32) -> Option<String> {
         let link = self.link(descriptor)?.display().to_string();
         let is_named_pipe = || {
-            let kind = fs::metadata(format!("/proc/{}/fd/{descriptor}", self.pid)).ok()?.file_type();
-            kind.is_fifo().then_some(())
+            let found = fs::metadata(format!("/proc/{}/fd/{descriptor}", self.pid));
+            found.is_ok_and(|found| found.file_type().is_fifo())
         };
-        if link.starts_with('/') && is_named_pipe().is_some() {
+        if link.starts_with('/') && is_named_pipe() {
             return Some(format!("pipe {link}"));
         }
         if link.starts_with("pipe:") {

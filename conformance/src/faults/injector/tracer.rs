@@ -110,6 +110,7 @@ impl Tracer {
     /// Fails if nobody hears the reports any more.
     pub fn run(mut self) -> Result<()> {
         loop {
+            self.let_hanging_go_on()?;
             let options = if self.hanging.is_some() {
                 WaitPidFlag::__WALL | WaitPidFlag::WNOHANG
             } else {
@@ -118,7 +119,6 @@ impl Tracer {
             let status = match waitpid(None, Some(options)) {
                 Ok(WaitStatus::StillAlive) => {
                     std::thread::sleep(GLANCE);
-                    self.let_hanging_go_on()?;
                     continue;
                 }
                 Ok(status) => status,
@@ -127,7 +127,6 @@ impl Tracer {
                 Err(error) => return Err(error).context("wait for a thread"),
             };
             self.take_requests()?;
-            self.let_hanging_go_on()?;
             let (thread, signal) = match status {
                 WaitStatus::PtraceSyscall(thread) => {
                     self.at_call(thread)?;
@@ -197,8 +196,7 @@ impl Tracer {
         let Some(object) = self.names.object(call, &regs) else { return Ok(()) };
         let is_worker = self.threads.get(&thread).is_some_and(|thread| thread.is_worker);
         if is_worker && system_calls::may_wait(call.name, &object) {
-            let point = Point { call: call.name.to_owned(), object: object.clone(), ordinal: 0 };
-            report(&Report::MayWait(point))?;
+            report(&Report::MayWait(format!("{} {object}", call.name)))?;
         }
         let Some(armed) = &mut self.armed else { return Ok(()) };
         let object = in_general(&object, &armed.names);
@@ -220,18 +218,18 @@ impl Tracer {
             return Ok(());
         }
         report(&Report::Reached)?;
-        let root = root_of(&point.object).to_owned();
-        self.act(thread, regs, action, root)
+        self.act(thread, regs, action, &point.object)
     }
 
-    fn act(&mut self, thread: Pid, mut regs: user_regs_struct, action: Action, root: String) -> Result<()> {
+    fn act(&mut self, thread: Pid, mut regs: user_regs_struct, action: Action, object: &str) -> Result<()> {
         let state = self.threads.entry(thread).or_default();
         match action {
             Action::Kill => kill(self.pid, Signal::SIGKILL).context("kill the plugin")?,
             Action::KillAfter => state.at_return = Some(AtReturn::Kill),
             Action::Freeze(seconds) => self.freeze(thread, Duration::from_secs(seconds)),
             Action::Hang(seconds) => {
-                let until = Instant::now() + Duration::from_secs(seconds);
+                let (root, until) =
+                    (root_of(object).to_owned(), Instant::now() + Duration::from_secs(seconds));
                 self.hanging = Some(Hanging { root, until, threads: vec![thread] });
             }
             Action::Fail(errno) => {
