@@ -460,13 +460,12 @@ impl TestBed {
     async fn next_attempt_works(&self, plugin: &Plugin, task: &mut Task, may_fail_once: bool) -> Result<()> {
         task.next_attempt()?;
         tell_to_end(task)?;
-        if task.alloc.log_path("stdout").exists() {
-            task.alloc.stdout.stop();
-            task.alloc.stderr.stop();
-            task.alloc.read_logs()?;
-        }
+        read_logs_anew(task)?;
         let started = match task.start(plugin).await {
-            Err(error) if may_fail_once && is_worth_another_try(&error)? => task.start(plugin).await,
+            Err(error) if may_fail_once && is_worth_another_try(&error)? => {
+                read_logs_anew(task)?;
+                task.start(plugin).await
+            }
             started => started,
         };
         started.context("start the next attempt")?;
@@ -513,6 +512,16 @@ impl TestBed {
         ensure!(pids.contains(&self.bystander_pid), "the bystander is another process now: {pids:?}");
         Ok(())
     }
+}
+
+/// Has new readers of a task's output, as the agent has for each start: an attempt that failed may have closed the pipes.
+fn read_logs_anew(task: &mut Task) -> Result<()> {
+    if !task.alloc.log_path("stdout").exists() {
+        return Ok(());
+    }
+    task.alloc.stdout.stop();
+    task.alloc.stderr.stop();
+    task.alloc.read_logs()
 }
 
 fn is_worth_another_try(error: &anyhow::Error) -> Result<bool> {
