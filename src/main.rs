@@ -39,6 +39,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 use tokio_stream::wrappers::UnixListenerStream;
 
+use crate::config::DriverName;
 use crate::driver::Driver;
 use crate::go_plugin::{HandshakeError, Services, Socket};
 use crate::hclog::Log;
@@ -71,6 +72,7 @@ fn main() -> ExitCode {
     if let Err(error) = go_plugin::check_cookie() {
         return fail(&error);
     }
+    let name = DriverName::of_program(&std::env::args_os().next().unwrap_or_default());
     malloc::configure();
     let _log = Log::start();
     open_files::raise();
@@ -78,7 +80,7 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error),
     };
-    let outcome = runtime.block_on(serve());
+    let outcome = runtime.block_on(serve(name));
     // Blocking work that has not ended (a drain of a task's log) must not delay the exit.
     runtime.shutdown_background();
     match outcome {
@@ -99,11 +101,11 @@ fn runtime() -> std::io::Result<Runtime> {
         .build()
 }
 
-async fn serve() -> Result<(), HandshakeError> {
+async fn serve(name: DriverName) -> Result<(), HandshakeError> {
     let (socket, listener) = Socket::bind()?;
     let stop = Arc::new(Notify::new());
     let ended = Arc::new(Notify::new());
-    let serving = tokio::spawn(run_server(listener, Arc::clone(&stop), Arc::clone(&ended)));
+    let serving = tokio::spawn(run_server(name, listener, Arc::clone(&stop), Arc::clone(&ended)));
     let interrupts = ignore_interrupts();
     socket.announce()?;
     tokio::select! {
@@ -118,9 +120,9 @@ async fn serve() -> Result<(), HandshakeError> {
     Ok(())
 }
 
-async fn run_server(listener: UnixListener, stop: Arc<Notify>, ended: Arc<Notify>) {
+async fn run_server(name: DriverName, listener: UnixListener, stop: Arc<Notify>, ended: Arc<Notify>) {
     let services = Services::new(Arc::clone(&stop));
-    let driver = Driver::new(stop);
+    let driver = Driver::new(name, stop);
     let agent = driver.agent();
     let heard = tower::util::MapRequestLayer::new(
         move |request: tonic::codegen::http::Request<tonic::body::Body>| {

@@ -8,7 +8,7 @@ use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
-use super::{PluginConfig, TaskOptions};
+use super::{DriverName, PluginConfig, TaskOptions};
 
 /// Strings that decoders treat in special ways.
 const WORDS: [&str; 26] = [
@@ -112,7 +112,7 @@ pub(crate) fn task() -> impl Strategy<Value = Value> {
 }
 
 fn plugin() -> impl Strategy<Value = Value> {
-    fitting(&PluginConfig::schema())
+    fitting(&PluginConfig::schema(DriverName::ContainerdDriver))
         .prop_map(|options| with(&options, "containerd_runtime", json!("io.containerd.runc.v2")))
 }
 
@@ -142,7 +142,8 @@ fn mutated(valid: impl Strategy<Value = Value>) -> impl Strategy<Value = Vec<u8>
 
 /// Decodes the bytes as a task's and as the plugin's configuration; a refusal must have a text.
 fn decode_all(bytes: &[u8]) {
-    let (task, plugin) = (TaskOptions::decode(bytes), PluginConfig::decode(bytes));
+    let (task, plugin) =
+        (TaskOptions::decode(bytes), PluginConfig::decode(DriverName::ContainerdDriver, bytes));
     for error in [task.err().map(|error| error.to_string()), plugin.err().map(|error| error.to_string())] {
         assert!(error.is_none_or(|error| !error.is_empty()));
     }
@@ -163,11 +164,11 @@ proptest! {
     #[test]
     fn random_options_are_decoded_or_refused_by_name(task in task(), plugin in plugin()) {
         let encoded = |value: &Value| rmp_serde::to_vec_named(value).unwrap();
-        let (decoded, operators) = (TaskOptions::decode(&encoded(&task)), PluginConfig::decode(&encoded(&plugin)));
+        let (decoded, operators) = (TaskOptions::decode(&encoded(&task)), PluginConfig::decode(DriverName::ContainerdDriver, &encoded(&plugin)));
         if let (Ok(task), Ok(Some(plugin))) = (&decoded, &operators) {
             let _ = task.permitted_by(plugin);
         }
-        for (error, schema) in [(decoded.err(), TaskOptions::schema()), (operators.err(), PluginConfig::schema())] {
+        for (error, schema) in [(decoded.err(), TaskOptions::schema()), (operators.err(), PluginConfig::schema(DriverName::ContainerdDriver))] {
             let Some(Block::Object(object)) = schema.block else { panic!("a schema is an object") };
             let text = error.map(|error| error.to_string());
             let named = |text: &str| {

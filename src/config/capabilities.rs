@@ -41,6 +41,11 @@ impl CapabilityList {
         Ok(decoded)
     }
 
+    /// Returns the list of `all`.
+    pub(crate) fn every() -> Self {
+        Self { all: true, ..Self::default() }
+    }
+
     /// Returns the capabilities that are named one by one, without what `all` stands for.
     pub(crate) fn named(&self) -> impl Iterator<Item = Capability> {
         self.named.values().copied()

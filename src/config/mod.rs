@@ -4,6 +4,7 @@
 #[cfg(test)]
 pub(crate) mod arbitrary;
 mod capabilities;
+mod driver_name;
 mod hclspec;
 mod id_list;
 mod logging;
@@ -21,6 +22,7 @@ use serde::Deserialize;
 #[cfg(test)]
 pub(crate) use capabilities::tests as capability_tests;
 pub(crate) use capabilities::{CapabilityList, name_of as capability_name};
+pub(crate) use driver_name::DriverName;
 pub(crate) use id_list::IdList;
 pub(crate) use logging::LogLimits;
 pub(crate) use plugin::{

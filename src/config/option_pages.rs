@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use nomad_proto::hclspec::Spec;
 use serde_json::{Map, Value, json};
 
-use super::{ConfigError, PluginConfig, TaskOptions};
+use super::{ConfigError, DriverName, PluginConfig, TaskOptions};
 use page::{Section, sections, sets};
 use schema::{declared, listed};
 
@@ -111,9 +111,9 @@ fn read(path: &Path) -> String {
 fn the_page_of_plugin_options_matches_the_schema() {
     let held = DocumentedOptions {
         page: PLUGIN,
-        schema: PluginConfig::schema(),
+        schema: PluginConfig::schema(DriverName::ContainerdDriver),
         required: json!({ "containerd_runtime": "io.containerd.runc.v2" }),
-        decode: PluginConfig::decode,
+        decode: |options| PluginConfig::decode(DriverName::ContainerdDriver, options),
     };
     held.assert_in_step(|section| {
         let name = section.name;

@@ -11,20 +11,21 @@ use nomad_proto::base::base_plugin_server::BasePlugin;
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
-use crate::config::PluginConfig;
-use crate::driver::{NAME, reply};
+use crate::config::{DriverName, PluginConfig};
+use crate::driver::reply;
 use crate::task::{Error, Result, Settings};
 
 /// The version of Nomad's driver plugin API.
 const PLUGIN_API_VERSION: &str = "v0.1.0";
 
 pub(crate) struct Base {
+    name: DriverName,
     settings: watch::Sender<Option<Arc<Settings>>>,
 }
 
 impl Base {
-    pub(crate) fn new() -> Self {
-        Self { settings: watch::Sender::new(None) }
+    pub(crate) fn new(name: DriverName) -> Self {
+        Self { name, settings: watch::Sender::new(None) }
     }
 
     pub(crate) fn subscribe(&self) -> watch::Receiver<Option<Arc<Settings>>> {
@@ -53,7 +54,7 @@ impl BasePlugin for Base {
             r#type: pb::PluginType::Driver.into(),
             plugin_api_versions: vec![PLUGIN_API_VERSION.to_owned()],
             plugin_version: env!("CARGO_PKG_VERSION").to_owned(),
-            name: NAME.to_owned(),
+            name: self.name.to_string(),
         }))
     }
 
@@ -61,7 +62,7 @@ impl BasePlugin for Base {
         &self,
         _: Request<pb::ConfigSchemaRequest>,
     ) -> std::result::Result<Response<pb::ConfigSchemaResponse>, Status> {
-        Ok(Response::new(pb::ConfigSchemaResponse { spec: Some(PluginConfig::schema()) }))
+        Ok(Response::new(pb::ConfigSchemaResponse { spec: Some(PluginConfig::schema(self.name)) }))
     }
 
     async fn set_config(
@@ -69,8 +70,8 @@ impl BasePlugin for Base {
         request: Request<pb::SetConfigRequest>,
     ) -> std::result::Result<Response<pb::SetConfigResponse>, Status> {
         let request = request.into_inner();
-        let config =
-            PluginConfig::decode(&request.msgpack_config).map_err(|error| reply::status(error.into()))?;
+        let config = PluginConfig::decode(self.name, &request.msgpack_config)
+            .map_err(|error| reply::status(error.into()))?;
         if let Some(config) = config {
             let topology = request.nomad_config.and_then(|c| c.driver).and_then(|d| d.topology);
             let mhz = topology.as_ref().map_or(0.0, mhz_per_core);

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tokio_stream::Stream;
 
 use crate::cgroup;
+use crate::config::{DriverName, PluginConfig};
 use crate::shorten::shorten;
 use crate::sys::error_chain::Chained;
 use crate::sys::open_files::OpenFiles;
@@ -24,14 +25,21 @@ const LOCK: Duration = Duration::from_secs(2);
 /// Interval at which an unchanged fingerprint is repeated.
 const REPEAT: Duration = Duration::from_secs(30);
 
+/// The dockerd whose behaviour the driver has under docker's name.
+const DOCKERD_VERSION: &str = "26.1.5";
+
 type Configured = watch::Receiver<Option<Arc<Settings>>>;
 
 /// Returns the stream of fingerprints: the first at once, then on each change and at intervals. It never ends by
 /// itself, since the agent would open it again at once.
-pub(super) fn stream(settings: Configured, tasks: Arc<Tasks>) -> impl Stream<Item = FingerprintResponse> {
+pub(super) fn stream(
+    name: DriverName,
+    settings: Configured,
+    tasks: Arc<Tasks>,
+) -> impl Stream<Item = FingerprintResponse> {
     let nothing_sent: Option<(FingerprintResponse, Instant)> = None;
     let state = (settings, tasks, nothing_sent);
-    futures::stream::unfold(state, |(mut settings, tasks, mut sent)| async move {
+    futures::stream::unfold(state, move |(mut settings, tasks, mut sent)| async move {
         loop {
             let current = settings.borrow_and_update().clone();
             if sent.is_some() {
@@ -42,7 +50,7 @@ pub(super) fn stream(settings: Configured, tasks: Arc<Tasks>) -> impl Stream<Ite
                 }
             }
             let current = settings.borrow_and_update().clone();
-            let found = look(current.as_deref(), &tasks).await;
+            let found = look(current.as_deref(), &tasks).await.response(name);
             let old = sent.as_ref().is_some_and(|(last, at)| *last == found && at.elapsed() < REPEAT);
             if old {
                 continue;
@@ -64,22 +72,18 @@ async fn claim_changes(settings: Option<&Settings>, tasks: &Tasks) {
     }
 }
 
-async fn look(settings: Option<&Settings>, tasks: &Tasks) -> FingerprintResponse {
+async fn look(settings: Option<&Settings>, tasks: &Tasks) -> Found {
+    let answer =
+        |health, description: &str, facts| Found { health, description: description.to_owned(), facts };
     let Some(settings) = settings else {
         return answer(HealthState::Undetected, "not configured yet", Facts::default());
     };
     if !settings.config.enabled {
-        return answer(
-            HealthState::Undetected,
-            "disabled by the plugin option enabled = false",
-            Facts::default(),
-        );
+        let why = "disabled by the plugin option enabled = false";
+        return answer(HealthState::Undetected, why, Facts::default());
     }
-    let mut facts = Facts {
-        runtime: settings.config.containerd_runtime.clone(),
-        bridge_network: settings.cni.is_ready().await,
-        ..Facts::default()
-    };
+    let mut facts = Facts::of(&settings.config);
+    facts.bridge_network = settings.cni.is_ready().await;
     if let Err(error) = tasks.claim(settings).held_within(LOCK).await {
         return answer(HealthState::Unhealthy, &error.chain().to_string(), facts);
     }
@@ -97,41 +101,107 @@ async fn look(settings: Option<&Settings>, tasks: &Tasks) -> FingerprintResponse
     answer(HealthState::Healthy, "Healthy", facts)
 }
 
-/// Values of the attributes; an empty string clears an attribute that was set before.
+/// What a look at the node has found.
+struct Found {
+    health: HealthState,
+    description: String,
+    facts: Facts,
+}
+
+/// Values of the attributes; an empty one clears an attribute that was set before.
 #[derive(Default)]
 struct Facts {
     runtime: String,
     shim: String,
     containerd: String,
     bridge_network: bool,
+    bridge_ip: String,
+    is_privileged_allowed: bool,
+    has_volumes: bool,
+    pids_limit: Option<i64>,
+    runtimes: String,
 }
 
-fn answer(health: HealthState, description: &str, facts: Facts) -> FingerprintResponse {
-    let text = |value: String| Attribute { value: Some(Value::StringVal(value)), unit: String::new() };
-    let detected = Attribute { value: Some(Value::BoolVal(true)), unit: String::new() };
-    let mut attributes = HashMap::from([
-        ("driver.containerd-driver.version".to_owned(), text(env!("CARGO_PKG_VERSION").to_owned())),
-        ("driver.containerd-driver.containerd_version".to_owned(), text(facts.containerd)),
-        ("driver.containerd-driver.containerd_runtime".to_owned(), text(facts.runtime)),
-        ("driver.containerd-driver.shim".to_owned(), text(facts.shim)),
-        ("driver.containerd-driver.cgroup_version".to_owned(), text(cgroup_version())),
-        ("driver.containerd-driver.open_files".to_owned(), text(OpenFiles::now().soft.to_string())),
-    ]);
-    let bridge_network = if facts.bridge_network { detected.clone() } else { text(String::new()) };
-    attributes.insert("driver.containerd-driver.bridge_network".to_owned(), bridge_network);
-    let present = if health == HealthState::Undetected { text(String::new()) } else { detected };
-    attributes.insert("driver.containerd-driver".to_owned(), present);
-    FingerprintResponse {
-        attributes,
-        health: health.into(),
-        health_description: shorten(description.to_owned()),
-        err: String::new(),
+impl Facts {
+    fn of(config: &PluginConfig) -> Self {
+        let gateway = config.networks.bridge.gateway();
+        Self {
+            runtime: config.containerd_runtime.clone(),
+            bridge_ip: gateway.map(|address| address.to_string()).unwrap_or_default(),
+            is_privileged_allowed: config.security_policy.allow_privileged,
+            has_volumes: config.volumes.enabled,
+            pids_limit: config.limits.pids_limit,
+            runtimes: config.runtimes().join(","),
+            ..Self::default()
+        }
+    }
+
+    /// Returns the attributes that the driver has under each of its names.
+    fn common(&self) -> Vec<(&'static str, Option<Value>)> {
+        let text = |text: &str| Some(Value::StringVal(text.to_owned()));
+        vec![
+            ("containerd_version", text(&self.containerd)),
+            ("containerd_runtime", text(&self.runtime)),
+            ("shim", text(&self.shim)),
+            ("cgroup_version", text(cgroup_version())),
+            ("open_files", text(&OpenFiles::now().soft.to_string())),
+            ("bridge_network", is_set(self.bridge_network)),
+        ]
+    }
+
+    /// Returns the attributes of Nomad's docker driver. Its version is that of dockerd, which jobs' constraints are
+    /// about.
+    ///
+    /// Source of the facts: hashicorp/nomad `drivers/docker/fingerprint.go`.
+    fn dockers(&self) -> Vec<(&'static str, Option<Value>)> {
+        let text = |text: &str| Some(Value::StringVal(text.to_owned()));
+        vec![
+            ("version", text(DOCKERD_VERSION)),
+            ("driver_version", text(env!("CARGO_PKG_VERSION"))),
+            ("privileged.enabled", is_set(self.is_privileged_allowed)),
+            ("volumes.enabled", is_set(self.has_volumes)),
+            ("pids.limit", self.pids_limit.map(Value::IntVal)),
+            ("bridge_ip", text(&self.bridge_ip)),
+            ("runtimes", text(&self.runtimes)),
+            ("os_type", text("linux")),
+        ]
     }
 }
 
-fn cgroup_version() -> String {
+fn is_set(it: bool) -> Option<Value> {
+    it.then_some(Value::BoolVal(true))
+}
+
+impl Found {
+    fn response(self, name: DriverName) -> FingerprintResponse {
+        let Self { health, description, facts } = self;
+        let own = match name {
+            DriverName::Docker => facts.dockers(),
+            DriverName::ContainerdDriver => {
+                vec![("version", Some(Value::StringVal(env!("CARGO_PKG_VERSION").to_owned())))]
+            }
+        };
+        let cleared = Value::StringVal(String::new());
+        let attribute = |value: Option<Value>| Attribute {
+            value: Some(value.unwrap_or(cleared.clone())),
+            unit: String::new(),
+        };
+        let all = facts.common().into_iter().chain(own);
+        let mut attributes: HashMap<_, _> =
+            all.map(|(key, value)| (format!("driver.{name}.{key}"), attribute(value))).collect();
+        attributes.insert(format!("driver.{name}"), attribute(is_set(health != HealthState::Undetected)));
+        FingerprintResponse {
+            attributes,
+            health: health.into(),
+            health_description: shorten(description),
+            err: String::new(),
+        }
+    }
+}
+
+fn cgroup_version() -> &'static str {
     match cgroup::mode() {
-        cgroup::Mode::V1 => "v1".to_owned(),
-        cgroup::Mode::V2 => "v2".to_owned(),
+        cgroup::Mode::V1 => "v1",
+        cgroup::Mode::V2 => "v2",
     }
 }

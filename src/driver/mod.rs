@@ -21,12 +21,10 @@ use tokio::sync::Notify;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::config::TaskOptions;
+use crate::config::{DriverName, TaskOptions};
 use crate::task::{Agent, Error, Result, Settings, Task, Tasks};
 use base::Base;
 
-/// Name of the driver in jobs, in the agent's plugin block and in plugin_dir.
-pub(crate) const NAME: &str = "containerd-driver";
 /// Timeout of a stop whose request has no valid one; Nomad's own default.
 const DEFAULT_KILL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum wait of a call about a task for a state directory that another plugin has: a plugin that is shutting down
@@ -45,14 +43,15 @@ pub(crate) struct Driver {
     base: Arc<Base>,
     tasks: Arc<Tasks>,
     agent: Arc<Agent>,
+    name: DriverName,
 }
 
 impl Driver {
-    /// Creates the services. Notifying `stop` shuts the plugin down in good order.
-    pub(crate) fn new(stop: Arc<Notify>) -> Self {
+    /// Creates the services of the driver of this name. Notifying `stop` shuts the plugin down in good order.
+    pub(crate) fn new(name: DriverName, stop: Arc<Notify>) -> Self {
         let agent = Arc::new(Agent::new());
         let tasks = Arc::new(Tasks::new(Arc::clone(&agent), stop));
-        Self { base: Arc::new(Base::new()), tasks, agent }
+        Self { base: Arc::new(Base::new(name)), tasks, agent, name }
     }
 
     /// Returns what is known of the agent, to be updated on each of its calls.
@@ -119,7 +118,7 @@ impl pb::driver_server::Driver for Driver {
         let settings = self.base.subscribe();
         self.tasks.sweep_for(settings.clone());
         let (tasks, listening) = (Arc::clone(&self.tasks), self.agent.listens());
-        let stream = fingerprint::stream(settings, tasks).map(move |fingerprint| {
+        let stream = fingerprint::stream(self.name, settings, tasks).map(move |fingerprint| {
             let _ = &listening;
             Ok(fingerprint)
         });

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{Capability, LinuxDevice, LinuxSeccomp};
 
-use crate::config::{SeccompProfile, Security, SecurityPolicy};
+use crate::config::{CapabilityList, SeccompProfile, Security, SecurityPolicy};
 use crate::sys::host_files;
 use crate::sys::host_path::HostPathError;
 use host::Host;
@@ -84,7 +84,10 @@ fn decide(
     security_policy: &SecurityPolicy,
     host: &Host,
 ) -> Result<Confinement, ConfinementError> {
-    let capabilities = capabilities::granted(security, &security_policy.allow_caps, &host.capabilities)?;
+    // A job may only ask for privileges where the operator allows them all.
+    let every = security.privileged.then(CapabilityList::every);
+    let allowed = every.as_ref().unwrap_or(&security_policy.allow_caps);
+    let capabilities = capabilities::granted(security, allowed, &host.capabilities)?;
     let seccomp = seccomp(security, security_policy, host, &capabilities)?;
     let apparmor_profile = apparmor_profile(security, host)?;
     let (devices, masked_paths) = (host.devices.clone(), host.thermal_throttles.clone());

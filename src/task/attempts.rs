@@ -12,7 +12,7 @@ use super::attempt::Attempt;
 use super::container::ContainerHandles;
 use super::error::{Error, Result};
 use super::slot::Occupant;
-use super::{Identity, NAMESPACE, Settings, Slot, Tasks};
+use super::{Identity, Settings, Slot, Tasks};
 use crate::shim::{self, Bundle, bundles};
 use crate::sys::error_chain::Chained;
 
@@ -56,7 +56,9 @@ impl ContainerHandles {
             Ok(None) => return Group::Unknown,
             Err(error) => return Group::Unreadable(error.chain().to_string()),
         };
-        let others = others(self.state_dir(), &self.id, |_, other| other.may_share_cgroup(&attempt));
+        let others = others(self.state_dir(), &self.launcher.namespace, &self.id, |_, other| {
+            other.may_share_cgroup(&attempt)
+        });
         match &others {
             Ok(others) if others.is_empty() => {}
             Ok(others) => {
@@ -73,14 +75,15 @@ impl ContainerHandles {
 /// Returns the ids of the other containers whose attempts `is_meant` selects.
 fn others(
     state_dir: &Path,
+    namespace: &str,
     own_id: &str,
     is_meant: impl Fn(&str, &Attempt) -> bool,
 ) -> std::result::Result<Vec<String>, shim::Error> {
-    let mut found = bundles(state_dir, NAMESPACE)?;
+    let mut found = bundles(state_dir, namespace)?;
     // A task has one name, with which the ids of all its attempts begin.
     found.retain(|id| id != own_id && has_same_name(id, own_id));
     let is_other = |id: &String| {
-        let other = Attempt::read(&Bundle::at(state_dir, NAMESPACE, id))?;
+        let other = Attempt::read(&Bundle::at(state_dir, namespace, id))?;
         Ok(other.is_some_and(|other| is_meant(id, &other)))
     };
     let meant = found.into_iter().filter_map(|id| is_other(&id).map(|is_it| is_it.then_some(id)).transpose());
@@ -116,7 +119,7 @@ impl Tasks {
                 "Nomad starts this task again; removing an earlier attempt first"
             );
             let Err(error) = self.destroy_container(Arc::clone(settings), &id, true).await else { continue };
-            let bundle = Bundle::at(container.state_dir(), NAMESPACE, &id);
+            let bundle = Bundle::at(container.state_dir(), settings.namespace(), &id);
             if !bundle.off_thread(Bundle::has_no_processes).await {
                 return Err(Error::transient(error).context(format_args!(
                     "container {id}, an earlier attempt of this task, can't be removed yet, and two attempts must \
@@ -143,10 +146,11 @@ impl Tasks {
                 .collect()
         };
         let (state_dir, id) = (container.state_dir().to_owned(), container.id.clone());
+        let namespace = container.launcher.namespace.clone();
         let is_meant = move |id: &str, other: &Attempt| {
             !known.iter().any(|known| known == id) && other.is_of_same_task(&attempt)
         };
-        let look = move || others(&state_dir, &id, is_meant);
+        let look = move || others(&state_dir, &namespace, &id, is_meant);
         let found = tokio::task::spawn_blocking(look).await;
         let found = found.map_err(|error| Error::failed(error).context("look for earlier attempts"))?;
         found.map_err(|error| {
@@ -182,7 +186,7 @@ mod tests {
     use crate::task::attempt::FILE;
 
     fn bundle(state: &Path, id: &str) -> Bundle {
-        let bundle = Bundle::at(state, NAMESPACE, id);
+        let bundle = Bundle::at(state, "nomad", id);
         bundle.create(Path::new("/bin/shim")).unwrap();
         bundle
     }
@@ -201,7 +205,7 @@ mod tests {
         let path = state.path();
         let others = |id: &str, of: &Attempt| {
             let is_meant = |id: &str, other: &Attempt| id != "web-known" && other.is_of_same_task(of);
-            let mut found = others(path, id, is_meant).unwrap();
+            let mut found = others(path, "nomad", id, is_meant).unwrap();
             found.sort();
             found
         };
@@ -229,8 +233,9 @@ mod tests {
         let unread = bundle(state.path(), "web-2");
         std::os::unix::fs::symlink(FILE, unread.directory().join(FILE)).unwrap();
         assert!(Attempt::read(&unread).is_err());
-        let found =
-            |id: &str| others(state.path(), id, |_, other| other.may_share_cgroup(&attempt("a", "web")));
+        let found = |id: &str| {
+            others(state.path(), "nomad", id, |_, other| other.may_share_cgroup(&attempt("a", "web")))
+        };
         assert!(found("web-1").is_err(), "whether it has the cgroup, too, is not known");
         assert!(found("db-1").unwrap().is_empty(), "its name says that it is none");
     }

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 
 use sha2::{Digest, Sha256};
 
+use super::Settings;
 use super::attempt::Attempt;
-use super::{NAMESPACE, Settings};
 use crate::cni::Cni;
 use crate::containerd::Containerd;
 use crate::shim::{Bundle, Family, Launcher, Shim};
@@ -44,12 +44,12 @@ impl ContainerHandles {
         let state_dir = &settings.config.state_dir;
         Self {
             id: id.to_owned(),
-            bundle: Bundle::at(state_dir, NAMESPACE, id),
+            bundle: Bundle::at(state_dir, settings.namespace(), id),
             launcher: Launcher {
                 family: Family::of_binary(&shim_binary),
                 binary: shim_binary,
                 runtime: settings.config.containerd_runtime.clone(),
-                namespace: NAMESPACE.to_owned(),
+                namespace: settings.namespace().to_owned(),
                 address: shim_address(state_dir),
                 events: settings.events.clone(),
                 start_inputs: settings.start_inputs.clone(),
@@ -68,7 +68,7 @@ impl ContainerHandles {
 
     /// Returns the directory in which the runtime keeps its state of the container.
     pub(super) fn runtime_state(&self) -> PathBuf {
-        runtime_root_in(self.state_dir()).join(NAMESPACE).join(&self.id)
+        runtime_root_in(self.state_dir()).join(&self.launcher.namespace).join(&self.id)
     }
 
     /// Returns the handles to a container of which only the id is known. The path of its shim's binary matters only

@@ -214,7 +214,7 @@ impl ContainerHandles {
     async fn forget_runtime_state(&self) -> Result<()> {
         let state = self.runtime_state();
         let shown = state.display().to_string();
-        let files = gvisor_state(self.state_dir(), &self.id);
+        let files = gvisor_state(self.state_dir(), &self.launcher.namespace, &self.id);
         let remove = move || {
             files.into_iter().try_for_each(|file| match std::fs::remove_file(file) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),

@@ -19,6 +19,7 @@ mod attempt;
 mod attempts;
 mod claim;
 mod container;
+mod dockerd;
 mod ending;
 mod error;
 mod events;
@@ -60,13 +61,14 @@ use crate::shim::Connection;
 pub(crate) use agent::Agent;
 use claim::Claims;
 use container::ContainerHandles;
+use dockerd::DockerdTasks;
 pub(crate) use error::{Error, Result};
 pub(crate) use events::TaskEvent;
 use events::{EventBus, TaskEvents};
 pub(crate) use exec::{Exec, ExecOutput, ExecRefused, Output, Stdin, Terminal, TerminalSize};
 pub(crate) use network::DriverNetwork;
 pub(crate) use settings::Settings;
-use settings::{NAMESPACE, find_programs};
+use settings::find_programs;
 use slot::{AtStart, Occupant};
 use state::DriverState;
 pub(crate) use state::{Exit, Identity, Phase, Started};
@@ -177,6 +179,7 @@ pub(crate) struct Tasks {
     /// Pool of threads that write log files, made for the first task whose output the driver collects.
     log_writers: OnceCell<WriterPool>,
     accounts: user::AccountCache,
+    dockerd_tasks: DockerdTasks,
 }
 
 impl Tasks {
@@ -194,6 +197,7 @@ impl Tasks {
             image_uses: Arc::default(),
             log_writers: OnceCell::new(),
             accounts: user::AccountCache::default(),
+            dockerd_tasks: DockerdTasks::default(),
         }
     }
 

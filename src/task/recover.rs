@@ -16,7 +16,7 @@ use super::events::TaskEvents;
 use super::exec::StaleExecs;
 use super::runtime::renew_wrapper;
 use super::supervisor::Supervision;
-use super::{DriverState, Identity, Settings, Task, Tasks};
+use super::{DriverState, Identity, Settings, Task, Tasks, dockerd};
 use crate::shim::{self, Bundle, Connection, Family};
 use crate::sys::error_chain::Chained;
 use crate::sys::pidfd::Init;
@@ -265,8 +265,10 @@ impl DriverState {
     }
 
     fn decode(driver_state: &[u8]) -> Result<Self> {
-        serde_json::from_slice(driver_state)
-            .map_err(|error| Error::invalid(error).context("the handle has no driver state of this driver"))
+        serde_json::from_slice(driver_state).map_err(|error| match dockerd::container_of(driver_state) {
+            Some(container_id) => dockerd::foreign_handle(&container_id),
+            None => Error::invalid(error).context("the handle has no driver state of this driver"),
+        })
     }
 }
 

@@ -11,7 +11,7 @@ use shim_protos::RuncOptions;
 
 use super::error::{Error, Result};
 use super::mounts::off_thread;
-use super::{NAMESPACE, Settings, container, find_programs};
+use super::{Settings, container, find_programs};
 use crate::cgroup::{self, Cgroup};
 use crate::config::{PluginConfig, RuntimeOptions, TaskOptions, sandbox};
 use crate::gvisor::WRAPPER;
@@ -258,8 +258,8 @@ fn gvisor_root(state_dir: &Path) -> PathBuf {
 
 /// Returns the files by which runsc knows a container, and the sockets by which it reaches the sandbox: these are
 /// elsewhere where the path of its state is too long for a socket's.
-pub(super) fn gvisor_state(state_dir: &Path, id: &str) -> [PathBuf; 4] {
-    let directory = gvisor_root(state_dir).join(NAMESPACE);
+pub(super) fn gvisor_state(state_dir: &Path, namespace: &str, id: &str) -> [PathBuf; 4] {
+    let directory = gvisor_root(state_dir).join(namespace);
     let file = |kind: &str| directory.join(format!("{id}_sandbox:{id}.{kind}"));
     let socket = |directory: &Path| directory.join(format!("runsc-{id}.sock"));
     [file("state"), file("lock"), socket(&directory), socket(Path::new("/var/run"))]
@@ -276,6 +276,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::config::DriverName;
 
     #[test]
     fn a_path_with_two_colons_is_no_sandboxs_on_v2() {
@@ -317,7 +318,8 @@ mod tests {
         let check = |runtime: &str, type_url: Option<&str>, path: Option<&str>| {
             let block = json!([{"runtime": runtime, "type_url": type_url, "config_path": path}]);
             let options = json!({"containerd_runtime": runtime, "runtime_options": block});
-            let config = PluginConfig::decode(&rmp_serde::to_vec_named(&options).unwrap()).unwrap().unwrap();
+            let options = rmp_serde::to_vec_named(&options).unwrap();
+            let config = PluginConfig::decode(DriverName::ContainerdDriver, &options).unwrap().unwrap();
             check_options(&config).map_err(|error| error.to_string())
         };
         let (runc, gvisor) = ("containerd.runc.v1.Options", "io.containerd.runsc.v1.options");

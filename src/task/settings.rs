@@ -15,9 +15,6 @@ use crate::registry::{CredentialStore, Credentials};
 use crate::shim;
 use crate::sys::host_files;
 
-/// Namespace in containerd of everything that this driver makes. `ctr -n nomad` shows it.
-pub(super) const NAMESPACE: &str = "nomad";
-
 /// The plugin's configuration, and the clients that are built from it.
 pub(crate) struct Settings {
     pub config: PluginConfig,
@@ -45,7 +42,8 @@ impl Settings {
             pulls: pull_settings(&config.pulls),
             owner: config.state_dir.display().to_string(),
         };
-        let containerd = Containerd::new(socket, NAMESPACE, &config.snapshotter, images);
+        let containerd =
+            Containerd::new(socket, config.name.containerd_namespace(), &config.snapshotter, images);
         let networks = &config.networks;
         let cni = Cni::new(
             networks.cni_path.clone(),
@@ -58,6 +56,11 @@ impl Settings {
         let events = shim::EventSocket::of(&config.state_dir);
         let start_inputs = shim::StartInputs::default();
         Ok(Self { config, containerd, cni, events, start_inputs, mhz_per_core, starts })
+    }
+
+    /// Returns the namespace in containerd of everything that this driver makes.
+    pub(super) fn namespace(&self) -> &'static str {
+        self.config.name.containerd_namespace()
     }
 
     /// Returns the path of the configured runtime's shim binary.

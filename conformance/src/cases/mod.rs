@@ -46,6 +46,7 @@ pub fn all() -> Vec<Case> {
         plugin::leak_check::cases(),
         plugin::launch::cases(),
         plugin::coexistence::cases(),
+        plugin::docker::cases(),
         recovery::interrupted_calls::cases(),
         plugin::fingerprint::cases(),
         images::image_gc::cases(),

@@ -4,7 +4,7 @@ use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
 
 use crate::config::hclspec::{block, object, optional};
-use crate::config::{ConfigError, forbidden, reject_nulls};
+use crate::config::{ConfigError, DriverName, forbidden, reject_nulls};
 
 /// The value by which an option selects the host's namespace.
 const HOST: &str = "host";
@@ -54,24 +54,31 @@ pub(super) fn schema() -> Spec {
 }
 
 impl Raw {
-    pub(super) fn decode(self) -> Result<AllowedModes, ConfigError> {
+    pub(super) fn decode(self, name: DriverName) -> Result<AllowedModes, ConfigError> {
         let Self { pid, ipc, uts, cgroupns, userns, network } = self;
-        let open = AllowedModes::default();
+        let open = name.either(AllowedModes::default(), AllowedModes::all());
+        let list = |option, given: List, open| match given {
+            None => Ok(open),
+            given => reject_nulls(option, given),
+        };
         Ok(AllowedModes {
-            pid: reject_nulls("allowed_modes.pid", pid)?,
-            ipc: reject_nulls("allowed_modes.ipc", ipc)?,
-            uts: reject_nulls("allowed_modes.uts", uts)?,
-            cgroupns: reject_nulls("allowed_modes.cgroupns", cgroupns)?,
-            userns: reject_nulls("allowed_modes.userns", userns)?,
-            network: match network {
-                None => open.network,
-                given => reject_nulls("allowed_modes.network", given)?,
-            },
+            pid: list("allowed_modes.pid", pid, open.pid)?,
+            ipc: list("allowed_modes.ipc", ipc, open.ipc)?,
+            uts: list("allowed_modes.uts", uts, open.uts)?,
+            cgroupns: list("allowed_modes.cgroupns", cgroupns, open.cgroupns)?,
+            userns: list("allowed_modes.userns", userns, open.userns)?,
+            network: list("allowed_modes.network", network, open.network)?,
         })
     }
 }
 
 impl AllowedModes {
+    /// Allows each namespace of the host, as Nomad's docker driver does.
+    fn all() -> Self {
+        let host = || vec![HOST.to_owned()];
+        Self { pid: host(), ipc: host(), uts: host(), cgroupns: host(), userns: host(), network: host() }
+    }
+
     /// Checks that the host's namespace is in `allowed`, the list of `allowed_modes.<kind>`.
     ///
     /// # Errors

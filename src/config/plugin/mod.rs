@@ -25,7 +25,7 @@ use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
 
 use super::hclspec::{default, object, optional, required};
-use super::{ConfigError, duration, from_msgpack, program};
+use super::{ConfigError, DriverName, duration, from_msgpack, program};
 pub(crate) use allowed_modes::AllowedModes;
 pub(crate) use auth::{Auth, Inline};
 pub(crate) use devices::PluginDevices;
@@ -45,7 +45,8 @@ pub(crate) use volumes::Volumes;
 
 const OF: &str = "plugin configuration";
 const DEFAULT_SOCKET: &str = "/run/containerd/containerd.sock";
-const DEFAULT_STATE_DIR: &str = "/run/containerd-driver";
+/// Default of `containerd_runtime` under docker's name: dockerd runs runc.
+const DOCKERS_RUNTIME: &str = "io.containerd.runc.v2";
 const DEFAULT_SNAPSHOTTER: &str = "overlayfs";
 const DEFAULT_REGISTRY_CONFIG_DIR: &str = "/etc/containerd/certs.d";
 const DEFAULT_STATS_INTERVAL: &str = "1s";
@@ -56,6 +57,8 @@ const STATE_DIR_LIMIT_BYTES: usize = 200;
 /// The plugin's options, checked and with their defaults.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PluginConfig {
+    /// The name under which the driver answers.
+    pub name: DriverName,
     pub enabled: bool,
     /// Name of the default runtime as the operator wrote it: dotted, or the path of a shim's binary.
     pub containerd_runtime: String,
@@ -121,20 +124,25 @@ struct Raw {
 }
 
 impl PluginConfig {
-    pub(crate) fn schema() -> Spec {
+    /// Returns the schema with the defaults that the options have under a name.
+    pub(crate) fn schema(name: DriverName) -> Spec {
         let quoted = |text: &str| format!("\"{text}\"");
+        let containerd_runtime = name.either(
+            required("containerd_runtime", "string"),
+            default("containerd_runtime", "string", &quoted(DOCKERS_RUNTIME)),
+        );
         let own = [
             ("enabled", default("enabled", "bool", "true")),
-            ("containerd_runtime", required("containerd_runtime", "string")),
+            ("containerd_runtime", containerd_runtime),
             ("oci_runtime", optional("oci_runtime", "string")),
             ("stats_interval", default("stats_interval", "string", &quoted(DEFAULT_STATS_INTERVAL))),
             ("containerd_socket", default("containerd_socket", "string", &quoted(DEFAULT_SOCKET))),
-            ("state_dir", default("state_dir", "string", &quoted(DEFAULT_STATE_DIR))),
+            ("state_dir", default("state_dir", "string", &quoted(name.state_dir()))),
             ("gc", gc::schema()),
             ("allowed_modes", allowed_modes::schema()),
-            ("volumes", volumes::schema()),
+            ("volumes", volumes::schema(name)),
             ("init_path", optional("init_path", "string")),
-            ("allow_runtimes", runtime::schema()),
+            ("allow_runtimes", runtime::schema(name)),
             ("runtime_options", runtime::options_schema()),
             ("extra_labels", optional("extra_labels", "list(string)")),
             ("snapshotter", default("snapshotter", "string", &quoted(DEFAULT_SNAPSHOTTER))),
@@ -146,11 +154,11 @@ impl PluginConfig {
         ];
         let groups = [
             limits::schema(),
-            security::schema(),
+            security::schema(name),
             devices::schema(),
             pulls::schema(),
             start_limit::schema(),
-            network::schema(),
+            network::schema(name),
             logs::schema(),
         ];
         object(own.into_iter().chain(groups.into_iter().flatten()))
@@ -161,7 +169,7 @@ impl PluginConfig {
     ///
     /// # Errors
     /// Names the option that is missing or has an invalid value.
-    pub(crate) fn decode(msgpack: &[u8]) -> Result<Option<Self>, ConfigError> {
+    pub(crate) fn decode(name: DriverName, msgpack: &[u8]) -> Result<Option<Self>, ConfigError> {
         if msgpack.is_empty() {
             return Ok(None);
         }
@@ -190,32 +198,35 @@ impl PluginConfig {
             start_limit,
             networks,
         } = from_msgpack(OF, msgpack)?;
-        let containerd_runtime =
-            containerd_runtime.filter(|name| !name.is_empty()).ok_or(ConfigError::Missing {
+        let containerd_runtime = containerd_runtime
+            .filter(|runtime| !runtime.is_empty())
+            .or_else(|| name.either(None, Some(DOCKERS_RUNTIME.to_owned())))
+            .ok_or(ConfigError::Missing {
                 of: OF,
                 option: "containerd_runtime",
                 hint: "name a runtime, such as \"io.containerd.runc.v2\"",
             })?;
         let containerd_runtime = super::runtime("containerd_runtime", containerd_runtime)?;
-        let allow_runtimes = runtime::decode(allow_runtimes)?;
+        let allow_runtimes = runtime::decode(name, allow_runtimes)?;
         let runtime_options = runtime::decode_options(runtime_options, &containerd_runtime, &allow_runtimes)?;
         let interval = stats_interval.unwrap_or_else(|| DEFAULT_STATS_INTERVAL.to_owned());
         Ok(Some(Self {
+            name,
             enabled: enabled.unwrap_or(true),
             containerd_runtime,
             oci_runtime: oci_runtime.filter(|name| !name.is_empty()).map(program).transpose()?,
             stats_interval: duration("stats_interval", interval)?,
             containerd_socket: absolute("containerd_socket", containerd_socket, DEFAULT_SOCKET)?,
-            state_dir: state_directory(absolute("state_dir", state_dir, DEFAULT_STATE_DIR)?)?,
+            state_dir: state_directory(absolute("state_dir", state_dir, name.state_dir())?)?,
             gc: gc.unwrap_or_default().decode()?,
-            allowed_modes: allowed_modes.unwrap_or_default().decode()?,
+            allowed_modes: allowed_modes.unwrap_or_default().decode(name)?,
             limits: limits.decode()?,
-            volumes: volumes.map(volumes::Raw::decode).transpose()?.unwrap_or_default(),
+            volumes: volumes.unwrap_or_default().decode(name)?,
             init_path: init_path
                 .filter(|path| !path.is_empty())
                 .map(|path| absolute("init_path", Some(path), ""))
                 .transpose()?,
-            security_policy: security.decode()?,
+            security_policy: security.decode(name)?,
             allow_runtimes,
             runtime_options,
             extra_labels: labels::decode(extra_labels)?,
@@ -228,8 +239,19 @@ impl PluginConfig {
             devices: devices.decode()?,
             pulls: pulls.decode()?,
             start_limit: start_limit.decode()?,
-            networks: networks.decode()?,
+            networks: networks.decode(name)?,
         }))
+    }
+}
+
+impl PluginConfig {
+    /// Returns the names of the runtimes that tasks may have, sorted.
+    pub(crate) fn runtimes(&self) -> Vec<&str> {
+        let mut names = self.allow_runtimes.names();
+        names.push(&self.containerd_runtime);
+        names.sort_unstable();
+        names.dedup();
+        names
     }
 }
 
@@ -270,7 +292,7 @@ pub(in crate::config) mod tests {
     use super::*;
 
     pub(in crate::config) fn decode(options: &Value) -> Result<Option<PluginConfig>, ConfigError> {
-        PluginConfig::decode(&rmp_serde::to_vec_named(options).unwrap())
+        PluginConfig::decode(DriverName::ContainerdDriver, &rmp_serde::to_vec_named(options).unwrap())
     }
 
     /// Returns the configuration with these options, and a `containerd_runtime` unless they have one.
@@ -282,7 +304,38 @@ pub(in crate::config) mod tests {
 
     #[test]
     fn an_empty_configuration_is_none() {
-        assert_eq!(PluginConfig::decode(&[]).unwrap(), None);
+        assert_eq!(PluginConfig::decode(DriverName::Docker, &[]).unwrap(), None);
+    }
+
+    #[test]
+    fn under_dockers_name_defaults_are_those_of_its_driver() {
+        let decoded = |options: Value| {
+            PluginConfig::decode(DriverName::Docker, &rmp_serde::to_vec_named(&options).unwrap())
+                .unwrap()
+                .unwrap()
+        };
+        let (docker, other) = (decoded(json!({})), plugin(json!({})));
+        assert_eq!(docker.containerd_runtime, "io.containerd.runc.v2");
+        assert_ne!(docker.state_dir, other.state_dir);
+        assert_ne!(docker.name.containerd_namespace(), other.name.containerd_namespace());
+        let bridge = |config: &PluginConfig| config.networks.bridge.clone();
+        assert_ne!(bridge(&docker).name, bridge(&other).name);
+        assert_ne!(bridge(&docker).subnets, bridge(&other).subnets);
+        assert_eq!(bridge(&docker).gateway().unwrap().to_string(), "172.26.96.1");
+        assert!(!docker.volumes.enabled && other.volumes.enabled);
+        let caps = |config: &PluginConfig| config.security_policy.allow_caps.clone();
+        assert!(!docker.security_policy.allow_privileged && other.security_policy.allow_privileged);
+        assert_eq!(caps(&docker).named().count(), 13);
+        assert!(!caps(&docker).all && caps(&other).all);
+        let host = vec!["host".to_owned()];
+        assert_eq!((&docker.allowed_modes.pid, &docker.allowed_modes.userns), (&host, &host));
+        let given = decoded(json!({
+            "allow_caps": ["all"], "allow_privileged": true, "allowed_modes": {"pid": []},
+            "state_dir": "/run/x", "volumes": {"enabled": true},
+        }));
+        assert!(given.allowed_modes.pid.is_empty() && given.allowed_modes.ipc == host);
+        assert!(given.volumes.enabled && given.security_policy.allow_privileged && caps(&given).all);
+        assert_eq!(given.state_dir, PathBuf::from("/run/x"));
     }
 
     #[test]
@@ -296,7 +349,7 @@ pub(in crate::config) mod tests {
         assert_eq!(config.oci_runtime, None);
         assert_eq!(config.stats_interval, Duration::from_secs(1));
         assert_eq!(config.containerd_socket, PathBuf::from(DEFAULT_SOCKET));
-        assert_eq!(config.state_dir, PathBuf::from(DEFAULT_STATE_DIR));
+        assert_eq!(config.state_dir, PathBuf::from("/run/containerd-driver"));
         assert_eq!(config.limits, PluginLimits::default());
         assert_eq!(config.registry_config_dir, Some(DEFAULT_REGISTRY_CONFIG_DIR.into()));
         assert_eq!(plugin(json!({"registry_config_dir": ""})).registry_config_dir, None);
@@ -362,11 +415,15 @@ mod fuzz {
     fn options() {
         crate::fuzz::bytes("plugin-options", |json| {
             let Ok(options) = serde_json::from_slice::<Value>(json) else { return };
-            let Ok(Some(config)) = PluginConfig::decode(&rmp_serde::to_vec_named(&options).unwrap()) else {
-                return;
-            };
-            for time in [config.stats_interval, config.networks.cni_timeout, config.pulls.activity_timeout] {
-                assert!(!time.is_zero() && Instant::now().checked_add(time).is_some(), "{time:?}");
+            let options = rmp_serde::to_vec_named(&options).unwrap();
+            let names = [DriverName::ContainerdDriver, DriverName::Docker];
+            let decoded = names.map(|name| PluginConfig::decode(name, &options));
+            for config in decoded.into_iter().flatten().flatten() {
+                for time in
+                    [config.stats_interval, config.networks.cni_timeout, config.pulls.activity_timeout]
+                {
+                    assert!(!time.is_zero() && Instant::now().checked_add(time).is_some(), "{time:?}");
+                }
             }
         });
     }

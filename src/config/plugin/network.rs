@@ -10,16 +10,14 @@ use serde::Deserialize;
 
 use super::absolute;
 use crate::config::hclspec::{default, optional};
-use crate::config::{ConfigError, duration, value};
+use crate::config::{ConfigError, DriverName, duration, value};
 
 /// Directories where Nomad, and the packages of distributions, install CNI plugins.
 const CNI_PATH: &str = "/opt/cni/bin:/usr/lib/cni:/usr/libexec/cni";
 /// Nomad's own directory, so that one file configures a network for groups and for tasks.
 const CNI_CONFIG_DIR: &str = "/opt/cni/config";
 const CNI_TIMEOUT: &str = "30s";
-/// Default name of the bridge. It and [`SUBNET`] differ from those of Nomad's own bridge.
-const BRIDGE: &str = "nomad-tasks";
-const SUBNET: &str = "172.26.80.0/20";
+const EXAMPLE: &str = "172.26.80.0/20";
 /// The kernel's maximum length of an interface's name, in bytes.
 const INTERFACE_NAME_BYTES: usize = 15;
 /// Minimum number of host bits of a subnet: one address each for the network, the bridge, the broadcast and a task.
@@ -46,6 +44,14 @@ pub(crate) struct Bridge {
     pub hairpin: bool,
 }
 
+impl Bridge {
+    /// Returns the address of the bridge itself, which is the first one of the IPv4 subnet.
+    pub(crate) fn gateway(&self) -> Option<Ipv4Addr> {
+        let network = self.subnets.first()?.split('/').next()?.parse::<Ipv4Addr>().ok()?;
+        Some(Ipv4Addr::from_bits(network.to_bits() + 1))
+    }
+}
+
 #[derive(Deserialize)]
 pub(super) struct Raw {
     cni_path: Option<String>,
@@ -57,21 +63,21 @@ pub(super) struct Raw {
     bridge_network_hairpin_mode: Option<bool>,
 }
 
-pub(super) fn schema() -> Vec<(&'static str, Spec)> {
+pub(super) fn schema(driver: DriverName) -> Vec<(&'static str, Spec)> {
     let text = |name: &'static str, value: &str| (name, default(name, "string", &format!("\"{value}\"")));
     vec![
         text("cni_path", CNI_PATH),
         text("cni_config_dir", CNI_CONFIG_DIR),
         text("cni_timeout", CNI_TIMEOUT),
-        text("bridge_network_name", BRIDGE),
-        text("bridge_network_subnet", SUBNET),
+        text("bridge_network_name", driver.bridge()),
+        text("bridge_network_subnet", driver.subnet()),
         ("bridge_network_subnet_ipv6", optional("bridge_network_subnet_ipv6", "string")),
         ("bridge_network_hairpin_mode", default("bridge_network_hairpin_mode", "bool", "false")),
     ]
 }
 
 impl Raw {
-    pub(super) fn decode(self) -> Result<PluginNetworks, ConfigError> {
+    pub(super) fn decode(self, driver: DriverName) -> Result<PluginNetworks, ConfigError> {
         let Self {
             cni_path,
             cni_config_dir,
@@ -89,7 +95,8 @@ impl Raw {
             .split(':')
             .filter(|path| !path.is_empty())
             .map(|path| absolute("cni_path", Some(path.to_owned()), ""));
-        let ipv4 = subnet::<Ipv4Addr>("bridge_network_subnet", given(bridge_network_subnet, SUBNET))?;
+        let ipv4 =
+            subnet::<Ipv4Addr>("bridge_network_subnet", given(bridge_network_subnet, driver.subnet()))?;
         let ipv6 = bridge_network_subnet_ipv6.filter(|text| !text.is_empty());
         let ipv6 = ipv6.map(|text| subnet::<Ipv6Addr>("bridge_network_subnet_ipv6", text));
         Ok(PluginNetworks {
@@ -97,7 +104,7 @@ impl Raw {
             cni_config_dir: absolute("cni_config_dir", cni_config_dir, CNI_CONFIG_DIR)?,
             cni_timeout: duration("cni_timeout", given(cni_timeout, CNI_TIMEOUT))?,
             bridge: Bridge {
-                name: interface(given(bridge_network_name, BRIDGE))?,
+                name: interface(given(bridge_network_name, driver.bridge()))?,
                 subnets: iter::once(Ok(ipv4)).chain(ipv6).collect::<Result<_, _>>()?,
                 hairpin: bridge_network_hairpin_mode.unwrap_or(false),
             },
@@ -129,7 +136,7 @@ where
     let has_room = |(address, prefix): &(IpAddr, u32)| (1..=bits(address) - MIN_HOST_BITS).contains(prefix);
     let Some((address, prefix)) = parts.filter(has_room) else {
         let why = format!(
-            "it must be a subnet such as {SUBNET:?}, of the option's IP version, with room for a task"
+            "it must be a subnet such as {EXAMPLE:?}, of the option's IP version, with room for a task"
         );
         return Err(value(option, text, why));
     };
@@ -158,7 +165,8 @@ mod tests {
     fn decode(options: &serde_json::Value) -> Result<PluginNetworks, ConfigError> {
         let mut all = json!({"containerd_runtime": "io.containerd.runc.v2"});
         all.as_object_mut().unwrap().extend(options.as_object().unwrap().clone());
-        PluginConfig::decode(&rmp_serde::to_vec_named(&all).unwrap()).map(|config| config.unwrap().networks)
+        let all = rmp_serde::to_vec_named(&all).unwrap();
+        PluginConfig::decode(DriverName::ContainerdDriver, &all).map(|config| config.unwrap().networks)
     }
 
     #[test]
@@ -169,7 +177,11 @@ mod tests {
             ["/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"].map(PathBuf::from)
         );
         assert_eq!(networks.cni_config_dir, PathBuf::from("/opt/cni/config"));
-        let bridge = Bridge { name: BRIDGE.to_owned(), subnets: vec![SUBNET.to_owned()], hairpin: false };
+        let bridge = Bridge {
+            name: "nomad-tasks".to_owned(),
+            subnets: vec!["172.26.80.0/20".to_owned()],
+            hairpin: false,
+        };
         assert_eq!((networks.bridge, networks.cni_timeout), (bridge, Duration::from_secs(30)));
     }
 

@@ -8,21 +8,27 @@ use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
 
 use crate::config::hclspec::{block_list, default, object, optional, required};
-use crate::config::{ConfigError, forbidden, reject_nulls, runtime, value};
+use crate::config::{ConfigError, DriverName, forbidden, reject_nulls, runtime, value};
 
 /// Default of `allow_runtimes`: names that are looked for in the operator's own directories only.
 const DEFAULT: &str = r#"["io.containerd.runc.v2", "runc", "crun"]"#;
+
+/// The default under docker's name: that of its driver.
+const DOCKERS: &str = r#"["runc", "nvidia"]"#;
 
 /// The runtimes, by name or path, that jobs may choose beside those that the plugin is configured with.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct AllowRuntimes(Vec<String>);
 
-pub(super) fn schema() -> Spec {
-    default("allow_runtimes", "list(string)", DEFAULT)
+pub(super) fn schema(name: DriverName) -> Spec {
+    default("allow_runtimes", "list(string)", name.either(DEFAULT, DOCKERS))
 }
 
-pub(super) fn decode(raw: Option<Vec<Option<String>>>) -> Result<AllowRuntimes, ConfigError> {
-    let well_known = || serde_json::from_str(DEFAULT).unwrap_or_default();
+pub(super) fn decode(
+    name: DriverName,
+    raw: Option<Vec<Option<String>>>,
+) -> Result<AllowRuntimes, ConfigError> {
+    let well_known = || serde_json::from_str(name.either(DEFAULT, DOCKERS)).unwrap_or_default();
     reject_nulls("allow_runtimes", Some(raw.unwrap_or_else(well_known))).map(AllowRuntimes)
 }
 
@@ -36,6 +42,10 @@ impl AllowRuntimes {
             return Ok(());
         }
         Err(forbidden(option, name, "allow_runtimes", &format!("{name:?}")))
+    }
+
+    pub(super) fn names(&self) -> Vec<&str> {
+        self.0.iter().map(String::as_str).collect()
     }
 
     fn lists(&self, name: &str) -> bool {

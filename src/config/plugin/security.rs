@@ -1,6 +1,6 @@
 //! The operator's security policy: the rights that jobs may ask for, and the defaults for those that ask for none. The
-//! names are those of Nomad's docker driver; all is allowed by default, as it was under the driver that this one
-//! succeeds.
+//! names are those of Nomad's docker driver, and under its name so are the defaults; else all is allowed by default, as
+//! it was under the driver that this one succeeds.
 
 use std::path::{Path, PathBuf};
 
@@ -9,14 +9,19 @@ use serde::Deserialize;
 
 use super::directories;
 use crate::config::hclspec::{default, optional};
-use crate::config::{CapabilityList, ConfigError};
+use crate::config::{CapabilityList, ConfigError, DriverName};
 
+const ALL_CAPS: &str = r#"["all"]"#;
+/// The default under docker's name. Source of the fact: hashicorp/nomad `drivers/shared/capabilities`.
+const DOCKERS_CAPS: &str = r#"["audit_write", "chown", "dac_override", "fowner", "fsetid", "kill", "mknod", "net_bind_service", "setfcap", "setgid", "setpcap", "setuid", "sys_chroot"]"#;
 const PROFILE_DIRS: &str = "seccomp_profile_dirs";
 
 /// The operator's security policy for jobs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct SecurityPolicy {
     pub allow_privileged: bool,
+    /// Whether a privileged task also needs `"all"` in `allow_caps`, which it does not under docker's name.
+    pub privileged_needs_all_caps: bool,
     /// Capabilities that tasks may have, be it by default or by `cap_add`; any other is never given.
     pub allow_caps: CapabilityList,
     /// Whether a task that does not set `seccomp` has a seccomp profile.
@@ -33,10 +38,10 @@ pub(super) struct Raw {
     seccomp_profile_dirs: Option<Vec<Option<String>>>,
 }
 
-pub(super) fn schema() -> Vec<(&'static str, Spec)> {
+pub(super) fn schema(name: DriverName) -> Vec<(&'static str, Spec)> {
     vec![
-        ("allow_privileged", default("allow_privileged", "bool", "true")),
-        ("allow_caps", default("allow_caps", "list(string)", "[\"all\"]")),
+        ("allow_privileged", default("allow_privileged", "bool", name.either("true", "false"))),
+        ("allow_caps", default("allow_caps", "list(string)", name.either(ALL_CAPS, DOCKERS_CAPS))),
         ("seccomp", default("seccomp", "bool", "true")),
         // No default in the schema, so that an explicit empty list differs from an unset option.
         (PROFILE_DIRS, optional(PROFILE_DIRS, "list(string)")),
@@ -44,12 +49,13 @@ pub(super) fn schema() -> Vec<(&'static str, Spec)> {
 }
 
 impl Raw {
-    pub(super) fn decode(self) -> Result<SecurityPolicy, ConfigError> {
+    pub(super) fn decode(self, name: DriverName) -> Result<SecurityPolicy, ConfigError> {
         let Self { allow_privileged, allow_caps, seccomp, seccomp_profile_dirs } = self;
-        let all = || vec![Some("all".to_owned())];
+        let usual = || serde_json::from_str(name.either(ALL_CAPS, DOCKERS_CAPS)).unwrap_or_default();
         Ok(SecurityPolicy {
-            allow_privileged: allow_privileged.unwrap_or(true),
-            allow_caps: CapabilityList::decode("allow_caps", Some(allow_caps.unwrap_or_else(all)))?,
+            privileged_needs_all_caps: !name.is_docker(),
+            allow_privileged: allow_privileged.unwrap_or(name.either(true, false)),
+            allow_caps: CapabilityList::decode("allow_caps", Some(allow_caps.unwrap_or_else(usual)))?,
             seccomp: seccomp.unwrap_or(true),
             seccomp_profile_dirs: seccomp_profile_dirs
                 .map(|given| directories::absolute(PROFILE_DIRS, Some(given)))

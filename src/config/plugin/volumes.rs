@@ -9,7 +9,7 @@ use serde::Deserialize;
 use super::resolved_path::{Access, ResolvedPath, TaskDirectory};
 use super::{allocation, directories};
 use crate::config::hclspec::{block, default, object, optional};
-use crate::config::{ConfigError, forbidden, value};
+use crate::config::{ConfigError, DriverName, forbidden, value};
 
 /// The host paths that jobs may mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,16 +25,16 @@ impl Default for Volumes {
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 pub(super) struct Raw {
     enabled: Option<bool>,
     allowed_paths: Option<Vec<Option<String>>>,
     selinuxlabel: Option<String>,
 }
 
-pub(super) fn schema() -> Spec {
+pub(super) fn schema(name: DriverName) -> Spec {
     let options = object([
-        ("enabled", default("enabled", "bool", "true")),
+        ("enabled", default("enabled", "bool", name.either("true", "false"))),
         ("allowed_paths", optional("allowed_paths", "list(string)")),
         ("selinuxlabel", optional("selinuxlabel", "string")),
     ]);
@@ -44,7 +44,7 @@ pub(super) fn schema() -> Spec {
 impl Raw {
     /// # Errors
     /// Names the option with an invalid value.
-    pub(super) fn decode(self) -> Result<Volumes, ConfigError> {
+    pub(super) fn decode(self, name: DriverName) -> Result<Volumes, ConfigError> {
         let Self { enabled, allowed_paths, selinuxlabel } = self;
         // The docker driver has this option. Accepting it without an effect would mislead the operator.
         if let Some(label) = selinuxlabel.filter(|label| !label.is_empty()) {
@@ -53,7 +53,7 @@ impl Raw {
             return Err(value("volumes.selinuxlabel", label, why));
         }
         let allowed_paths = directories::absolute("volumes.allowed_paths", allowed_paths)?;
-        Ok(Volumes { enabled: enabled.unwrap_or(true), allowed_paths })
+        Ok(Volumes { enabled: enabled.unwrap_or(name.either(true, false)), allowed_paths })
     }
 }
 
@@ -148,7 +148,12 @@ mod tests {
         for path in ["srv", "", "/srv/../etc"] {
             let allowed_paths = Some(vec![Some(path.to_owned())]);
             let raw = Raw { enabled: None, allowed_paths, selinuxlabel: None };
-            assert!(raw.decode().unwrap_err().to_string().contains("volumes.allowed_paths"));
+            assert!(
+                raw.decode(DriverName::ContainerdDriver)
+                    .unwrap_err()
+                    .to_string()
+                    .contains("volumes.allowed_paths")
+            );
         }
     }
 
@@ -156,7 +161,13 @@ mod tests {
     fn selinuxlabel_is_refused() {
         let raw =
             |label: &str| Raw { enabled: None, allowed_paths: None, selinuxlabel: Some(label.to_owned()) };
-        assert!(raw("Z").decode().unwrap_err().to_string().contains("volumes.selinuxlabel"));
-        assert_eq!(raw("").decode().unwrap(), Volumes::default());
+        assert!(
+            raw("Z")
+                .decode(DriverName::ContainerdDriver)
+                .unwrap_err()
+                .to_string()
+                .contains("volumes.selinuxlabel")
+        );
+        assert_eq!(raw("").decode(DriverName::ContainerdDriver).unwrap(), Volumes::default());
     }
 }

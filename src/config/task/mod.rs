@@ -271,7 +271,7 @@ mod fuzz {
     use serde_json::Value;
 
     use super::*;
-    use crate::config::PluginConfig;
+    use crate::config::{DriverName, PluginConfig};
 
     fn check(msgpack: &[u8]) {
         let Ok(options) = TaskOptions::decode(msgpack) else { return };
@@ -285,7 +285,8 @@ mod fuzz {
             options.pull.timeout
         );
         let plugin = serde_json::json!({"containerd_runtime": "io.containerd.runc.v2"});
-        let plugin = PluginConfig::decode(&rmp_serde::to_vec_named(&plugin).unwrap());
+        let plugin =
+            PluginConfig::decode(DriverName::ContainerdDriver, &rmp_serde::to_vec_named(&plugin).unwrap());
         let _ = options.permitted_by(&plugin.unwrap().unwrap());
     }
 

@@ -152,6 +152,7 @@ impl Security {
         } = self;
         let SecurityPolicy {
             allow_privileged,
+            privileged_needs_all_caps,
             allow_caps,
             seccomp: seccomp_by_default,
             seccomp_profile_dirs,
@@ -164,7 +165,7 @@ impl Security {
             if !allow_privileged {
                 return Err(forbidden(option, value, "allow_privileged", "the value true"));
             }
-            if !allow_caps.all {
+            if *privileged_needs_all_caps && !allow_caps.all {
                 return Err(forbidden(option, value, "allow_caps", "\"all\" in it"));
             }
         }
@@ -202,6 +203,7 @@ mod tests {
 
     fn security_policy() -> SecurityPolicy {
         SecurityPolicy {
+            privileged_needs_all_caps: true,
             allow_privileged: true,
             allow_caps: list(&["all"]),
             seccomp: true,
@@ -292,6 +294,9 @@ mod tests {
             assert!(words.iter().all(|word| error.contains(word)), "{error}");
             assert!(!error.contains("CAP_CHOWN"), "{error}");
         }
+        let dockers =
+            SecurityPolicy { allow_privileged: true, privileged_needs_all_caps: false, ..few.clone() };
+        security(&json!({"privileged": true})).unwrap().permitted_by(&dockers).unwrap();
         let all = json!({"privileged": true, "cap_add": ["all"]});
         security(&all).unwrap().permitted_by(&security_policy()).unwrap();
         security(&json!({"cap_add": ["chown"], "cap_drop": ["kill"]})).unwrap().permitted_by(&few).unwrap();

@@ -17,7 +17,7 @@ use crate::sys::{malloc, open_files};
 use crate::task::container::ContainerHandles;
 use crate::task::network::INTERFACE;
 use crate::task::start::OWNER_LABEL;
-use crate::task::{NAMESPACE, Settings, Tasks, runtime};
+use crate::task::{Settings, Tasks, runtime};
 
 const PERIOD: Duration = Duration::from_secs(10);
 /// Interval between collections of addresses. During a collection no network is made or taken down.
@@ -104,8 +104,8 @@ struct SweepState {
 /// records.
 async fn collect_addresses(settings: &Settings) {
     let attached = |container_id| ValidAttachment { container_id, if_name: INTERFACE.to_owned() };
-    let state_dir = settings.config.state_dir.clone();
-    let valid = move || Some(bundles(&state_dir, NAMESPACE).ok()?.into_iter().map(attached).collect());
+    let (state_dir, namespace) = (settings.config.state_dir.clone(), settings.namespace());
+    let valid = move || Some(bundles(&state_dir, namespace).ok()?.into_iter().map(attached).collect());
     if let Err(error) = settings.cni.gc(valid).await {
         tracing::warn!(error = %error.chain(), "can't release addresses that no task uses");
     }
@@ -115,12 +115,12 @@ async fn collect_addresses(settings: &Settings) {
 async fn left_over(settings: &Settings) -> Vec<String> {
     let state_dir = &settings.config.state_dir;
     let leases = settings.containerd.leases(OWNER_LABEL, &state_dir.display().to_string()).await;
-    let state_dir = state_dir.clone();
+    let (state_dir, namespace) = (state_dir.clone(), settings.namespace());
     let look = move || {
-        let bundle = |id: &str| Bundle::at(&state_dir, NAMESPACE, id);
+        let bundle = |id: &str| Bundle::at(&state_dir, namespace, id);
         let leased = leases.unwrap_or_default().into_iter().map(|lease| lease.id);
         let leased = leased.filter(|id| Remains::look(&bundle(id)) == Remains::NoBundle);
-        let bundles = bundles(&state_dir, NAMESPACE).unwrap_or_else(|error| {
+        let bundles = bundles(&state_dir, namespace).unwrap_or_else(|error| {
             tracing::warn!(error = %error.chain(), "can't look for the rest of earlier tasks");
             Vec::new()
         });

@@ -16,7 +16,7 @@ use super::remains::{Remains, has_settled};
 use crate::shim::{Bundle, bundles};
 use crate::sys::error_chain::Chained;
 use crate::task::container::ContainerHandles;
-use crate::task::{NAMESPACE, Settings, Tasks};
+use crate::task::{Settings, Tasks};
 
 /// Longest sleep while the agent may recover its tasks, so that a plugin that stood still meanwhile notices.
 const LONGEST_SLEEP: Duration = Duration::from_secs(5);
@@ -69,9 +69,9 @@ impl Tasks {
     }
 
     async fn reap(self: &Arc<Self>, settings: &Settings) {
-        let (state_dir, grace) =
-            (settings.config.state_dir.clone(), settings.config.gc.dangling_containers.creation_grace);
-        let found = tokio::task::spawn_blocking(move || past_grace(&state_dir, grace)).await;
+        let (state_dir, namespace) = (settings.config.state_dir.clone(), settings.namespace());
+        let grace = settings.config.gc.dangling_containers.creation_grace;
+        let found = tokio::task::spawn_blocking(move || past_grace(&state_dir, namespace, grace)).await;
         for id in found.unwrap_or_default() {
             // The agent may have gone, or another one come, since the last container.
             if !self.is_settled(grace) {
@@ -111,12 +111,12 @@ fn has_stood_still(pause: Duration, took: Duration) -> bool {
 
 /// Returns the containers whose start is complete and that are older than `grace`. Those marked for removal are the
 /// sweeper's.
-fn past_grace(state_dir: &Path, grace: Duration) -> Vec<String> {
+fn past_grace(state_dir: &Path, namespace: &str, grace: Duration) -> Vec<String> {
     let now = SystemTime::now();
-    let found = bundles(state_dir, NAMESPACE).unwrap_or_else(|error| {
+    let found = bundles(state_dir, namespace).unwrap_or_else(|error| {
         tracing::warn!(error = %error.chain(), "can't look for containers that Nomad does not know");
         Vec::new()
     });
-    let is_orphan = |id: &String| Remains::look(&Bundle::at(state_dir, NAMESPACE, id)).is_orphan(now, grace);
+    let is_orphan = |id: &String| Remains::look(&Bundle::at(state_dir, namespace, id)).is_orphan(now, grace);
     found.into_iter().filter(is_orphan).collect()
 }

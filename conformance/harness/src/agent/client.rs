@@ -145,8 +145,12 @@ impl Client {
     /// # Errors
     /// Fails if the agent doesn't answer, or if the node has no such driver.
     pub fn driver(&self) -> Result<DriverHealth> {
+        self.driver_of(DRIVER)
+    }
+
+    fn driver_of(&self, name: &str) -> Result<DriverHealth> {
         let node: Node = self.servers.get(&format!("/v1/node/{}", self.node))?;
-        node.drivers.get(DRIVER).cloned().with_context(|| format!("the node has no driver {DRIVER}"))
+        node.drivers.get(name).cloned().with_context(|| format!("the node has no driver {name}"))
     }
 
     /// Waits for the driver's health to be `healthy`.
@@ -154,11 +158,19 @@ impl Client {
     /// # Errors
     /// Carries the health at the time of the failure.
     pub fn driver_becomes(&self, healthy: bool) -> Result<DriverHealth> {
+        self.driver_of_becomes(DRIVER, healthy)
+    }
+
+    /// Waits for the health of the driver of this name to be `healthy`.
+    ///
+    /// # Errors
+    /// Carries the health at the time of the failure.
+    pub fn driver_of_becomes(&self, name: &str, healthy: bool) -> Result<DriverHealth> {
         let path = format!("/v1/node/{}", self.node);
         let what = if healthy { "a healthy driver" } else { "an unhealthy driver" };
-        let is = |node: &Node| node.drivers.get(DRIVER).is_some_and(|driver| driver.healthy == healthy);
-        self.until(what, READY, &path, is).map(|node| node.drivers[DRIVER].clone()).with_context(|| {
-            let now = self.driver().map(|driver| driver.health_description);
+        let is = |node: &Node| node.drivers.get(name).is_some_and(|driver| driver.healthy == healthy);
+        self.until(what, READY, &path, is).map(|node| node.drivers[name].clone()).with_context(|| {
+            let now = self.driver_of(name).map(|driver| driver.health_description);
             format!("the driver's health is {now:?}")
         })
     }

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-use super::DRIVER;
+use super::{DOCKER, DRIVER};
 use crate::fixture::network::Bridge;
 use crate::fixture::registry::free_port;
+use crate::leaks::report::DOCKERS_STATE;
 
 pub(crate) const LOOPBACK: &str = "127.0.0.1";
 
@@ -44,6 +45,8 @@ pub struct Setup {
     pub consul: Option<Consul>,
     /// The node's place in a cluster, whose server is another's. `None` for an agent alone on the loopback interface.
     pub place: Option<Place>,
+    /// Whether the plugin is there under the name `docker` as well.
+    pub docker: bool,
 }
 
 /// The place of a node in a cluster of one machine.
@@ -73,6 +76,8 @@ pub struct Networks {
     /// Bridge of tasks with a network of their own.
     pub tasks: Bridge,
     pub tasks_ipv6: String,
+    /// Bridge of tasks with a network of their own, of the driver under the name `docker`.
+    pub docker: Bridge,
     /// Bridge of groups in bridge mode.
     pub groups: Bridge,
     /// Bridge of the network `cni/described`.
@@ -94,9 +99,16 @@ impl Setup {
             fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
         }
         fs::write(self.cni().join("described.conflist"), network(&self.networks.described))?;
-        let place = self.plugins().join(DRIVER);
-        fs::copy(&self.plugin, &place).with_context(|| format!("copy {}", self.plugin.display()))?;
+        for name in self.drivers() {
+            let place = self.plugins().join(name);
+            fs::copy(&self.plugin, &place).with_context(|| format!("copy {}", self.plugin.display()))?;
+        }
         Ok(())
+    }
+
+    /// Returns the names under which the plugin is there.
+    fn drivers(&self) -> impl Iterator<Item = &'static str> {
+        [DRIVER].into_iter().chain(self.docker.then_some(DOCKER))
     }
 
     pub fn plugins(&self) -> PathBuf {
@@ -187,7 +199,7 @@ client {{
 
   options = {{
     "fingerprint.denylist" = "env_aws,env_azure,env_gce,env_digitalocean"
-    "driver.allowlist"     = "containerd-driver"
+    "driver.allowlist"     = "{drivers}"
   }}
 
   host_volume "shared" {{
@@ -200,6 +212,7 @@ telemetry {{
   publish_allocation_metrics = true
 }}
 "#,
+            drivers = setup.drivers().collect::<Vec<_>>().join(","),
             plugins = shown(&setup.plugins()),
             allocations = shown(&setup.allocations()),
             mounts = at("mounts"),
@@ -211,6 +224,7 @@ telemetry {{
             host_volume = shown(&setup.host_volume()),
         )
         + &plugin(setup)
+        + &if setup.docker { docker(setup) } else { String::new() }
 }
 
 /// Returns the driver's block in the agent's configuration.
@@ -262,6 +276,47 @@ plugin "containerd-driver" {{
         tasks_subnet_ipv6 = setup.networks.tasks_ipv6,
         socket = shown(&setup.containerd_socket),
         driver_state = shown(&setup.state_dir),
+    )
+}
+
+/// Returns the block of the plugin `docker`: what an operator of docker's driver would write, and what keeps it within
+/// the test environment.
+fn docker(setup: &Setup) -> String {
+    let shown = |path: &Path| path.display().to_string();
+    format!(
+        r#"
+plugin "docker" {{
+  config {{
+    containerd_runtime = "{containerd_runtime}"
+    oci_runtime        = "{oci_runtime}"
+    containerd_socket  = "{socket}"
+    state_dir          = "{driver_state}"
+    cni_path           = "{cni_plugins}"
+    cni_config_dir     = "{cni}"
+
+    bridge_network_name   = "{bridge}"
+    bridge_network_subnet = "{subnet}"
+
+    allow_privileged = true
+    volumes {{
+      enabled = true
+    }}
+    gc {{
+      dangling_containers {{
+        creation_grace = "1h"
+      }}
+    }}
+  }}
+}}
+"#,
+        containerd_runtime = setup.containerd_runtime,
+        oci_runtime = setup.oci_runtime,
+        socket = shown(&setup.containerd_socket),
+        driver_state = shown(&setup.state_dir.join(DOCKERS_STATE)),
+        cni_plugins = shown(&setup.cni_plugins),
+        cni = shown(&setup.cni()),
+        bridge = setup.networks.docker.name,
+        subnet = setup.networks.docker.subnet,
     )
 }
 

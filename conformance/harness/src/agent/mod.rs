@@ -40,6 +40,8 @@ use crate::leaks::agent::{AgentLeaks, MARK, check_interrupt};
 use crate::processes;
 
 pub const DRIVER: &str = "containerd-driver";
+/// The driver's other name, in the place of Nomad's own docker driver.
+pub const DOCKER: &str = "docker";
 /// Timeout of any single step of a task's life, and of any single request to the agent. Far above what it takes, far
 /// below what a person would wait.
 pub const SOON: Duration = Duration::from_secs(30);
@@ -209,7 +211,15 @@ impl Agent {
     /// # Errors
     /// Fails if no plugin runs, or more than one.
     pub fn plugin(&self) -> Result<i32> {
-        match processes::running(&self.setup.plugins().join(DRIVER))[..] {
+        self.plugin_of(DRIVER)
+    }
+
+    /// Returns the pid of the plugin of this name.
+    ///
+    /// # Errors
+    /// Fails if no such plugin runs, or more than one.
+    pub fn plugin_of(&self, name: &str) -> Result<i32> {
+        match processes::running(&self.setup.plugins().join(name))[..] {
             [pid] => Ok(pid),
             [] => bail!("no plugin runs"),
             ref several => bail!("several plugins run: {several:?}"),
@@ -262,7 +272,12 @@ pub fn lines_of_interest(log: &Path, offset: u64) -> String {
     let bytes = fs::read(log).unwrap_or_default();
     let from = usize::try_from(offset).unwrap_or(0).min(bytes.len());
     let text = String::from_utf8_lossy(&bytes[from..]);
-    let matters = |line: &&str| line.contains(DRIVER) || line.contains("[WARN]") || line.contains("[ERROR]");
+    let matters = |line: &&str| {
+        line.contains(DRIVER)
+            || line.contains("driver=docker")
+            || line.contains("[WARN]")
+            || line.contains("[ERROR]")
+    };
     let lines: Vec<_> = text.lines().filter(matters).collect();
     lines[lines.len().saturating_sub(40)..].join("\n")
 }

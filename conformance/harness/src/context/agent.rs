@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-use crate::agent::{self, Agent, Client, Mode, Networks, Setup, lines_of_interest};
+use crate::agent::{self, Agent, Client, DOCKER, Mode, Networks, Setup, lines_of_interest};
 pub use crate::agent::{SOON, eventually};
 use crate::environment::TestEnvironment;
 use crate::fixture::{Consul, Programs};
@@ -68,6 +68,7 @@ pub fn setup(environment: &TestEnvironment, mode: Mode, nomad: &Path, plugin: &P
         networks: Networks {
             tasks: networks.tasks(),
             tasks_ipv6: networks.tasks_ipv6(),
+            docker: networks.docker(),
             groups: networks.groups(),
             described: networks.described(),
             near: networks.make_near().ok().map(|bridge| bridge.name),
@@ -77,6 +78,7 @@ pub fn setup(environment: &TestEnvironment, mode: Mode, nomad: &Path, plugin: &P
         registry_config_dir: String::new(),
         consul: None,
         place: None,
+        docker: false,
     }
 }
 
@@ -110,11 +112,13 @@ impl AgentContext {
         setup.consul = consul
             .as_ref()
             .map(|consul| agent::Consul { address: consul.address(), grpc_address: consul.grpc_address() });
+        setup.docker = true;
         // Nomad runs the program `consul` to set up a sidecar.
         setup.programs.extend(consul.as_ref().map(Consul::programs));
         let state_dir = setup.state_dir.clone();
         let agent = Agent::start(setup)?;
         agent.driver_becomes(true)?;
+        agent.driver_of_becomes(DOCKER, true)?;
         let mut context = Self {
             agent,
             consul,

@@ -16,7 +16,7 @@ use crate::host::stderr::{self, Lines};
 use crate::host::{Alloc, Launch, Plugin, hcl};
 use crate::leaks::census::Census;
 use crate::leaks::inspect::children;
-use crate::leaks::report::{LeakCheck, NULL_NETNS};
+use crate::leaks::report::{DOCKERS_STATE, LeakCheck, NULL_NETNS};
 use crate::leaks::sweep;
 use crate::task::Task;
 
@@ -111,6 +111,49 @@ impl CaseContext {
         launch.look_first_in(self.environment.containerd().programs_directory());
         launch.environment.push(("TMPDIR".into(), temporary.into()));
         launch
+    }
+
+    /// Returns [`Self::launch`] for a plugin that answers by the name `docker`, which is that of its file.
+    ///
+    /// # Errors
+    /// Fails if the file can't be made.
+    pub fn launch_docker(&self) -> Result<Launch> {
+        let mut launch = self.launch();
+        let link = self.directory().join("docker");
+        if !link.exists() {
+            std::os::unix::fs::symlink(std::path::absolute(&launch.binary)?, &link)?;
+        }
+        launch.binary = link;
+        Ok(launch)
+    }
+
+    /// Returns the options of the plugin block of `docker`: only those that keep it within the test environment.
+    pub fn docker_options(&self) -> Value {
+        let bridge = self.environment.networks().docker();
+        let programs = self.programs();
+        config! {
+            bridge_network_name = bridge.name,
+            bridge_network_subnet = bridge.subnet,
+            containerd_runtime = programs.shim_runtime(),
+            oci_runtime = programs.oci_runtime(),
+            cni_path = programs.cni_path(),
+            containerd_socket = self.environment.containerd().socket().display().to_string(),
+            state_dir = self.docker_state_dir().display().to_string(),
+            registry_config_dir = "",
+        }
+    }
+
+    /// Returns the state directory of the plugin `docker`, beneath the case's own.
+    pub fn docker_state_dir(&self) -> PathBuf {
+        self.state_dir().join(DOCKERS_STATE)
+    }
+
+    /// Starts a plugin as it runs in an agent under the name `docker`.
+    ///
+    /// # Errors
+    /// Names the step of the agent's start that failed.
+    pub async fn docker(&self) -> Result<Plugin> {
+        self.plugin_as(&self.launch_docker()?, &self.docker_options()).await
     }
 
     /// Returns the options of the plugin block. A case changes what it tests.

@@ -13,16 +13,20 @@ use super::inspect::{
     shown, special_files,
 };
 use super::{agent, shim_sockets};
-use crate::fixture::containerd::{Containerd, NAMESPACE};
+use crate::fixture::containerd::{Containerd, DOCKERS_NAMESPACE, NAMESPACE};
 use crate::fixture::network::Networks;
 
 /// Time in which shims and mounts disappear after the call that ended them has returned.
 const GRACE: Duration = Duration::from_secs(3);
+/// Directory within a state directory that is that of the driver under the name `docker`.
+pub const DOCKERS_STATE: &str = "docker";
 /// The empty network namespace that gVisor's runtime keeps for all of its sandboxes.
 pub const NULL_NETNS: &str = "runsc/nomad/null-netns";
 /// The driver's socket for the events of shims that don't start without one. It exists for as long as the state
 /// directory.
 const EVENTS: &str = "events.sock";
+/// The namespaces of the driver, under each of its names.
+const NAMESPACES: [&str; 2] = [NAMESPACE, DOCKERS_NAMESPACE];
 /// Kinds of a task's things in containerd; images and their content stay for the next task.
 const RECORDS: [&str; 4] = ["container record", "lease", "active snapshot", "unfinished content"];
 /// Hierarchies of cgroup v1 in which the agent makes groups, and removes them itself.
@@ -104,31 +108,33 @@ impl LeakCheck<'_> {
             .into_iter()
             .filter(|mount| mount != self.state_dir && *mount != of_runsc);
         left.add("mount", shown(mounts.collect()));
-        left.add("bundle", shown(children(&self.state_dir.join(NAMESPACE))));
-        left.add("runc state", shown(runc_states(&self.state_dir.join("runc"))));
-        let events = self.state_dir.join(EVENTS);
-        let special = special_files(self.state_dir).into_iter().filter(|file| *file != events);
+        let dockers = self.state_dir.join(DOCKERS_STATE);
+        for (state_dir, namespace) in [(self.state_dir, NAMESPACE), (&dockers, DOCKERS_NAMESPACE)] {
+            left.add("bundle", shown(children(&state_dir.join(namespace))));
+            left.add("runc state", shown(runc_states(&state_dir.join("runc"))));
+            left.add("address in use", shown(leases(&state_dir.join("leases"))));
+        }
+        let special = special_files(self.state_dir).into_iter().filter(|file| !file.ends_with(EVENTS));
         left.add("pipe or socket", shown(special.collect()));
         left.add("cgroup", shown(self.cgroups.iter().flat_map(|name| foreign_cgroups(name)).collect()));
         // Other suites and agents have their shims in the same directory.
         let ours =
             dead_shim_sockets().into_iter().filter(|socket| shim_sockets::is_below(socket, self.state_dir));
         left.add("dead shim socket", shown(ours.collect()));
-        left.add("address in use", shown(leases(&self.state_dir.join("leases"))));
         left.add("network", self.networks.census());
         left
     }
 
     fn in_containerd(&self) -> Census {
-        match daemon::take(&self.containerd.socket(), Some(NAMESPACE)) {
-            Ok(all) => all.only(&RECORDS),
-            // Not to know is not the same as nothing.
-            Err(error) => {
-                let mut unknown = Census::default();
-                unknown.add("records", [format!("that can't be listed: {error:#}")]);
-                unknown
+        let mut census = Census::default();
+        for namespace in NAMESPACES {
+            match daemon::take(&self.containerd.socket(), Some(namespace)) {
+                Ok(all) => census.merge(all.only(&RECORDS), ""),
+                // Not to know is not the same as nothing.
+                Err(error) => census.add("records", [format!("that can't be listed: {error:#}")]),
             }
         }
+        census
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod bad_input;
 pub mod coexistence;
+pub mod docker;
 pub mod fingerprint;
 pub mod launch;
 pub mod leak_check;

@@ -222,6 +222,7 @@ fn setup() -> Setup {
         state_dir: STATE_DIR.into(),
         networks: Networks {
             tasks: bridge("tasks0", "172.26.64.0/20"),
+            docker: bridge("docker0", "172.26.144.0/20"),
             tasks_ipv6: "fd00:10:201:1::/64".to_owned(),
             groups: bridge("groups0", "172.26.96.0/20"),
             described: bridge("described0", "172.26.128.0/20"),
@@ -232,5 +233,6 @@ fn setup() -> Setup {
         registry_config_dir: String::new(),
         consul: None,
         place: None,
+        docker: false,
     }
 }
