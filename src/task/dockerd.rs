@@ -143,10 +143,9 @@ fn task_of(process: ProcessId, container_id: &str) -> Option<DockerdTask> {
 
 /// Returns the allocation's id and the task's name of a directory `../<alloc id>/<task>/local`.
 fn task_of_directory(directory: &Path) -> Option<(String, String)> {
-    let mut parts = directory.iter().rev();
-    (parts.next()? == "local").then_some(())?;
-    let (name, alloc_id) = (parts.next()?.to_str()?, parts.next()?.to_str()?);
-    Some((alloc_id.to_owned(), name.to_owned()))
+    let task = directory.parent().filter(|_| directory.ends_with("local"))?;
+    let alloc_id = task.parent()?.file_name()?.to_str()?;
+    Some((alloc_id.to_owned(), task.file_name()?.to_str()?.to_owned()))
 }
 
 #[cfg(test)]

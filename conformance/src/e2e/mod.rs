@@ -4,6 +4,7 @@
 mod collected;
 mod consul;
 mod containerd;
+mod docker;
 mod ends;
 mod environment;
 mod exec;
@@ -44,7 +45,7 @@ const CONSUL: &str = "consul";
 
 /// Returns every case with its name, which the filters of `conformance e2e FILTER...` are looked for in.
 fn cases() -> Result<Vec<NamedCase>> {
-    let groups: [(&str, &[(&str, Case)]); 12] = [
+    let groups: [(&str, &[(&str, Case)]); 13] = [
         ("ends", ends::CASES),
         ("logs", logs::CASES),
         ("collected", collected::CASES),
@@ -56,6 +57,7 @@ fn cases() -> Result<Vec<NamedCase>> {
         ("restarts", restarts::CASES),
         ("containerd", containerd::CASES),
         ("networks", networks::CASES),
+        ("docker", docker::CASES),
         (CONSUL, consul::CASES),
     ];
     let mut all: Vec<NamedCase> = Vec::new();

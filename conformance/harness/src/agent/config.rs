@@ -128,6 +128,11 @@ impl Setup {
         self.directory.join("host-volume")
     }
 
+    /// Returns the directory of the configuration of registry hosts of the driver under the name `docker`.
+    pub fn dockers_hosts(&self) -> PathBuf {
+        self.directory.join("certs.d")
+    }
+
     /// Returns the directory of CNI network configurations.
     pub fn cni(&self) -> PathBuf {
         self.directory.join("cni")
@@ -293,6 +298,7 @@ plugin "docker" {{
     state_dir          = "{driver_state}"
     cni_path           = "{cni_plugins}"
     cni_config_dir     = "{cni}"
+    registry_config_dir = "{hosts}"
 
     bridge_network_name   = "{bridge}"
     bridge_network_subnet = "{subnet}"
@@ -315,6 +321,7 @@ plugin "docker" {{
         driver_state = shown(&setup.state_dir.join(DOCKERS_STATE)),
         cni_plugins = shown(&setup.cni_plugins),
         cni = shown(&setup.cni()),
+        hosts = shown(&setup.dockers_hosts()),
         bridge = setup.networks.docker.name,
         subnet = setup.networks.docker.subnet,
     )

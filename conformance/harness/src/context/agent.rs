@@ -82,6 +82,15 @@ pub fn setup(environment: &TestEnvironment, mode: Mode, nomad: &Path, plugin: &P
     }
 }
 
+/// Has jobs of others, which name images of Docker Hub, get them from the test environment's registry.
+fn mirror_docker_hub(setup: &Setup, environment: &TestEnvironment) -> Result<()> {
+    let directory = setup.dockers_hosts().join("docker.io");
+    fs::create_dir_all(&directory)?;
+    let url = format!("http://{}", environment.registry().address());
+    let hosts = format!("server = {url:?}\n[host.{url:?}]\ncapabilities = [\"pull\", \"resolve\"]\n");
+    Ok(fs::write(directory.join("hosts.toml"), hosts)?)
+}
+
 impl AgentContext {
     /// Starts a test environment, an agent and, if wanted, Consul.
     ///
@@ -113,6 +122,7 @@ impl AgentContext {
             .as_ref()
             .map(|consul| agent::Consul { address: consul.address(), grpc_address: consul.grpc_address() });
         setup.docker = true;
+        mirror_docker_hub(&setup, environment)?;
         // Nomad runs the program `consul` to set up a sidecar.
         setup.programs.extend(consul.as_ref().map(Consul::programs));
         let state_dir = setup.state_dir.clone();
