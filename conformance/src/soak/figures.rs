@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use harness::leaks::inspect::mounts_under;
 use harness::processes::resident_kb;
 
 /// A figure's name and unit, and how much more of it there may be later.
@@ -17,7 +18,7 @@ const NAMES: [(&str, u64); 9] = [
     ("containerd: files", 200),
     ("containerd: disk kB", 32 * 1024),
     ("state directory: files", 8),
-    ("mounts of the node", 0),
+    ("mounts", 0),
 ];
 
 /// The figures of a node at a time without tasks.
@@ -44,7 +45,8 @@ impl Figures {
             files,
             kb,
             state_files,
-            fs::read_to_string("/proc/self/mountinfo")?.lines().count() as u64,
+            // Others on the machine mount and unmount what they need meanwhile.
+            (mounts_under(state_dir).len() + mounts_under(root).len()) as u64,
         ]))
     }
 

@@ -75,8 +75,9 @@ async fn soak(node: &mut Node, time: Duration) -> Result<String> {
     node.forget_counts();
     events(node, time - time / WARM_UP).await?;
     let after = node.rest().await.context("after all events")?;
-    after.assert_no_growth(&before)?;
-    Ok(format!("{}\n{}\n{}", node.counts(), node.latencies(), after.beside(&before)))
+    let text = format!("{}\n{}\n{}", node.counts(), node.latencies(), after.beside(&before));
+    after.assert_no_growth(&before).with_context(|| format!("the tables are\n{text}"))?;
+    Ok(text)
 }
 
 async fn events(node: &mut Node, time: Duration) -> Result<()> {
