@@ -4,6 +4,8 @@
 #[cfg(test)]
 pub(crate) mod arbitrary;
 mod capabilities;
+#[cfg(test)]
+mod docker_schema;
 mod driver_name;
 mod hclspec;
 mod id_list;
@@ -13,7 +15,9 @@ mod number;
 mod option_pages;
 mod plugin;
 mod size;
+mod string_map;
 mod task;
+mod warnings;
 
 use std::time::Duration;
 
@@ -37,6 +41,7 @@ pub(crate) use task::{
     PidsLimit, Process, Pull, PullPolicy, Rate, Rlimit, SeccompProfile, Security, Sharing, Swap, TaskAuth,
     TaskOptions, sandbox,
 };
+pub(crate) use warnings::Warnings;
 
 /// Maximum `pids_limit`: the kernel's own maximum of process ids.
 const MAX_PIDS: i64 = 1 << 22;

@@ -16,6 +16,10 @@ pub(super) enum Number {
 }
 
 impl Number {
+    pub(super) fn is_zero(&self) -> bool {
+        matches!(self, Self::Whole(0))
+    }
+
     /// # Errors
     /// Names the option unless its value is an integer from `least` to `most`, both included.
     pub(super) fn within(self, option: &'static str, least: i64, most: i64) -> Result<i64, ConfigError> {

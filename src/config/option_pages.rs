@@ -5,7 +5,7 @@
 
 mod hcl;
 mod page;
-mod schema;
+pub(super) mod schema;
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;

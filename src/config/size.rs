@@ -20,12 +20,24 @@ impl RawSize {
     /// # Errors
     /// Names the option if the value is no size, or 0.
     pub(super) fn bytes(self, option: &'static str) -> Result<u64, ConfigError> {
+        self.check(option, 1)
+    }
+
+    /// Returns the size in bytes; `None` for 0, which stands for the default.
+    ///
+    /// # Errors
+    /// Names the option if the value is no size.
+    pub(super) fn bytes_unless_zero(self, option: &'static str) -> Result<Option<u64>, ConfigError> {
+        self.check(option, 0).map(|bytes| Some(bytes).filter(|bytes| *bytes > 0))
+    }
+
+    fn check(self, option: &'static str, least: u64) -> Result<u64, ConfigError> {
         let text = match self {
             Self::Number(bytes) => bytes.to_string(),
             Self::Text(text) => text,
         };
         match bytes(&text) {
-            Some(bytes) if bytes > 0 => Ok(bytes),
+            Some(bytes) if bytes >= least => Ok(bytes),
             _ => Err(value(
                 option,
                 text,
@@ -109,6 +121,10 @@ mod tests {
     fn a_size_may_be_a_number_but_not_zero() {
         assert_eq!(RawSize::Number(7).bytes("o").unwrap(), 7);
         assert_eq!(RawSize::Text("1k".to_owned()).bytes("o").unwrap(), 1024);
+        let unless_zero = |size: RawSize| size.bytes_unless_zero("o");
+        assert_eq!(unless_zero(RawSize::Number(0)).unwrap(), None);
+        assert_eq!(unless_zero(RawSize::Text("1k".to_owned())).unwrap(), Some(1024));
+        assert!(unless_zero(RawSize::Text("-1".to_owned())).is_err());
         for none in [RawSize::Number(0), RawSize::Number(u64::MAX), RawSize::Text("0m".to_owned())] {
             assert!(none.bytes("shm_size").unwrap_err().to_string().contains("shm_size"));
         }

@@ -186,6 +186,11 @@ impl Bundle {
         self.directory.join(stream)
     }
 
+    /// Path of the pipe of the task's stdin, if that is to stay open.
+    pub(crate) fn stdin_pipe(&self) -> PathBuf {
+        self.directory.join("stdin")
+    }
+
     /// Path of the directory of the execs' pipes.
     pub(crate) fn io_directory(&self) -> PathBuf {
         self.directory.join("io")

@@ -125,6 +125,7 @@ impl Connection {
             id: self.id.clone(),
             bundle: bundle.directory().display().to_string(),
             rootfs,
+            stdin: logs.stdin_for_shim(),
             stdout,
             stderr,
             terminal: tty,

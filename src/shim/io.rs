@@ -1,5 +1,5 @@
 //! Handles the named pipes between a task and those who read and write it: Nomad's for the task's logs, and the
-//! driver's for logs that the driver collects and for execs.
+//! driver's for logs that the driver collects, for a stdin that stays open, and for execs.
 //!
 //! The shim opens both ends of each pipe, so what a task writes outlives the plugin and the agent. This module makes
 //! sure that an open never blocks, that a path is really a pipe, and that the output has been read before the task's
@@ -26,7 +26,8 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::unix::pipe;
 use tokio::runtime::Handle;
 
-use super::Error;
+use super::{Bundle, Error};
+use crate::sys::blocking;
 use crate::sys::host_files;
 use crate::sys::host_path::{self, HostPathError};
 
@@ -54,13 +55,35 @@ pub(crate) struct LogPaths {
     pub stderr: PathBuf,
 }
 
-/// A task's log pipes, held open both ways.
+/// A task's log pipes, held open both ways, and the path of its stdin if that is a pipe, too.
 pub(crate) struct HeldPipes {
+    stdin: Option<PathBuf>,
     stdout: Option<File>,
     stderr: Option<File>,
 }
 
 impl HeldPipes {
+    /// Makes a pipe for the task's stdin in its bundle, and returns a descriptor of its writing end. As long as somebody
+    /// holds that, stdin has no end; nothing is written to it.
+    ///
+    /// # Errors
+    /// Names the pipe that could not be made or opened.
+    pub(crate) async fn make_stdin(&mut self, bundle: &Bundle) -> Result<OwnedFd, Error> {
+        let path = bundle.stdin_pipe();
+        self.stdin = Some(path.clone());
+        let make = move || -> Result<OwnedFd, Error> {
+            make_pipe(&path)?;
+            // An open for writing alone would fail without a reader.
+            Ok(open_pipe(&path, OpenOptions::new().read(true).write(true))?.into())
+        };
+        blocking::run(make).await
+    }
+
+    /// Returns the path of stdin that a shim is told; empty for a stdin that is at its end.
+    pub(super) fn stdin_for_shim(&self) -> String {
+        self.stdin.as_ref().map_or_else(String::new, |path| path.display().to_string())
+    }
+
     /// Returns the paths of stdout and stderr that a shim is told: this process's own descriptors, since the path of a
     /// pipe could lead to something else by then, and not every name can be in a path that shims take for a URL. The
     /// shim opens them while it creates its task, and never again. If the logs of both streams are disabled, the paths
@@ -95,6 +118,7 @@ impl LogPaths {
     pub(crate) fn hold_open(&self) -> Result<HeldPipes, Error> {
         let hold = |path: &Path| open_pipe(path, OpenOptions::new().read(true).write(true));
         Ok(HeldPipes {
+            stdin: None,
             stdout: unless_disabled(&self.stdout).map(hold).transpose()?,
             stderr: unless_disabled(&self.stderr).map(hold).transpose()?,
         })
@@ -353,7 +377,7 @@ mod tests {
     fn log_paths_for_a_shim_are_descriptors_and_empty_when_disabled() {
         let shown = |stdout: bool, stderr: bool, tty| {
             let pipe = |kept: bool| kept.then(|| File::open("/dev/null").unwrap());
-            let held = HeldPipes { stdout: pipe(stdout), stderr: pipe(stderr) };
+            let held = HeldPipes { stdin: None, stdout: pipe(stdout), stderr: pipe(stderr) };
             let path = |pipe: &Option<File>| {
                 let number = pipe.as_ref().map(AsRawFd::as_raw_fd);
                 number.map_or(DEV_NULL.to_owned(), |fd| format!("/proc/{}/fd/{fd}", std::process::id()))

@@ -116,8 +116,17 @@ fn check_memory(
     allotted: pb::AllocatedMemoryResources,
     host: &HostFacts,
 ) -> Result<(), SpecError> {
-    let MemoryLimits { swap, swappiness, reservation_bytes } = requested;
-    let limit = memory::hard_limit(allotted);
+    let MemoryLimits { swap, swappiness, reservation_bytes, hard_limit_mib } = requested;
+    let limit = memory::hard_limit(requested, allotted);
+    if let Some(hard) = hard_limit_mib
+        && *hard < allotted.memory_mb
+    {
+        let why = format!(
+            "it is less than the task's memory, {} MiB, which with this option is what is left to the task",
+            allotted.memory_mb
+        );
+        return Err(refused("memory_hard_limit", hard, why));
+    }
     if let Some(Swap::TotalBytes(total)) = swap
         && let Some(why) = why_swap_is_refused(*total, limit, host)
     {
@@ -130,8 +139,8 @@ fn check_memory(
         return Err(refused("memory_swappiness", swappiness, why));
     }
     let Some(reservation) = *reservation_bytes else { return Ok(()) };
-    if allotted.memory_max_mb != 0 {
-        let why = "with memory_max in resources, memory is the reservation: leave out one of them";
+    if allotted.memory_max_mb != 0 || hard_limit_mib.is_some() {
+        let why = "with memory_max in resources, or memory_hard_limit, memory is the reservation: leave out one of them";
         return Err(refused("memory_reservation", &reservation, why));
     }
     match limit {

@@ -10,11 +10,15 @@ use crate::config::{MemoryLimits, Swap};
 const MIB: i64 = 1024 * 1024;
 const UNLIMITED: i64 = -1;
 
-/// Returns the hard limit of a task's memory in bytes: `memory_max` if it is set, and then `memory` is the reservation,
-/// else `memory`. `None` is no limit.
-pub(super) fn hard_limit(allotted: pb::AllocatedMemoryResources) -> Option<i64> {
+/// Returns the hard limit of a task's memory in bytes: the larger of `memory_max` and the job's `memory_hard_limit` if
+/// one is set, and then `memory` is the reservation, else `memory`. `None` is no limit.
+pub(super) fn hard_limit(requested: &MemoryLimits, allotted: pb::AllocatedMemoryResources) -> Option<i64> {
     let pb::AllocatedMemoryResources { memory_mb, memory_max_mb } = allotted;
-    let mib = if memory_max_mb == 0 { memory_mb } else { memory_max_mb };
+    let mib = match (requested.hard_limit_mib, memory_max_mb) {
+        (None, 0) => memory_mb,
+        (Some(hard), max) if max >= 0 => hard.max(max),
+        (_, max) => max,
+    };
     (mib > 0).then(|| bytes(mib))
 }
 
@@ -30,11 +34,12 @@ pub(super) fn limits(
     allotted: pb::AllocatedMemoryResources,
     host: &HostFacts,
 ) -> Result<LinuxMemory, OciSpecError> {
-    let MemoryLimits { swap, swappiness, reservation_bytes } = requested;
+    let MemoryLimits { swap, swappiness, reservation_bytes, hard_limit_mib } = requested;
     let pb::AllocatedMemoryResources { memory_mb, memory_max_mb } = allotted;
     let mut limits = LinuxMemoryBuilder::default();
-    if memory_mb != 0 || memory_max_mb != 0 {
-        let limit = hard_limit(allotted).unwrap_or(UNLIMITED);
+    let is_oversubscribed = memory_max_mb != 0 || hard_limit_mib.is_some();
+    if memory_mb != 0 || is_oversubscribed {
+        let limit = hard_limit(requested, allotted).unwrap_or(UNLIMITED);
         limits = limits.limit(limit);
         if host.can_limit_swap {
             limits = limits.swap(match swap {
@@ -44,7 +49,7 @@ pub(super) fn limits(
             });
         }
     }
-    let kept = (memory_max_mb != 0 && memory_mb > 0).then(|| bytes(memory_mb));
+    let kept = (is_oversubscribed && memory_mb > 0).then(|| bytes(memory_mb));
     if let Some(bytes) = reservation_bytes.or(kept) {
         limits = limits.reservation(bytes);
     }
@@ -78,11 +83,26 @@ mod tests {
     }
 
     #[test]
+    fn with_a_hard_limit_memory_is_the_reservation() {
+        let memory = |hard, memory_mb, memory_max_mb| {
+            let requested = MemoryLimits { hard_limit_mib: Some(hard), ..MemoryLimits::default() };
+            let limits = made(&requested, memory_mb, memory_max_mb);
+            (limits.limit(), limits.reservation(), limits.swap())
+        };
+        let limited = |mib: i64| (Some(mib * MIB), Some(256 * MIB), Some(mib * MIB));
+        assert_eq!(memory(512, 256, 0), limited(512));
+        assert_eq!(memory(512, 256, 300), limited(512));
+        assert_eq!(memory(512, 256, 600), limited(600));
+        assert_eq!(memory(512, 256, -1), (Some(-1), Some(256 * MIB), Some(-1)));
+    }
+
+    #[test]
     fn swap_and_reservation_options_override_the_defaults() {
         let requested = MemoryLimits {
             swap: Some(Swap::TotalBytes(300 * MIB)),
             swappiness: Some(10),
             reservation_bytes: Some(100 * MIB),
+            hard_limit_mib: None,
         };
         let limits = made(&requested, 256, 0);
         assert_eq!((limits.swap(), limits.swappiness()), (Some(300 * MIB), Some(10)));

@@ -39,6 +39,9 @@ pub(super) fn mounts(
     let Mounts { list, shm_size_bytes } = &options.mounts;
     let (ipc_mode, privileged) = (options.namespaces.ipc_mode, options.security.privileged);
     let mut mounts = kernel_mounts(ipc_mode, shm_size_bytes.unwrap_or(SHM_SIZE_BYTES), privileged)?;
+    if options.namespaces.without_shm {
+        mounts.retain(|mount| mount.destination() != Path::new("/dev/shm"));
+    }
     for BoundFile { source, at, writable } in files {
         let access = if *writable { "rw" } else { "ro" };
         let options = ["bind", "rprivate", "nosuid", "nodev", access];

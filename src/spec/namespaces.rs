@@ -37,6 +37,8 @@ pub(super) fn namespaces(
         host_network: _,
         // Set within the namespaces, not here.
         sysctl: _,
+        // Part of the mounts.
+        without_shm: _,
     } = requested;
     let own = |kind| LinuxNamespaceBuilder::default().typ(kind).build();
     let by_default = if is_cgroup_v2 { Sharing::Private } else { Sharing::Host };

@@ -26,12 +26,18 @@ pub(super) fn arguments(requested: &config::Process, image: Option<&Config>) -> 
         group_add: _,
         // Set on the process itself.
         tty: _,
+        // A pipe of the shim's.
+        interactive: _,
         // Returned by `working_directory`.
         cwd: _,
     } = requested;
     let of_image = || image.and_then(|config| config.entrypoint().clone()).unwrap_or_default();
     let replaces_all = entrypoint.as_ref().is_some_and(|words| !words.is_empty());
-    let entrypoint = entrypoint.clone().unwrap_or_else(of_image);
+    let mut entrypoint = entrypoint.clone().unwrap_or_else(of_image);
+    // Also in an image, as docker has it.
+    if entrypoint == [""] {
+        entrypoint.clear();
+    }
     let requested: Vec<String> = command.iter().chain(args).cloned().collect();
     let rest = if requested.is_empty() && !replaces_all {
         image.and_then(|config| config.cmd().clone()).unwrap_or_default()
@@ -178,6 +184,22 @@ mod tests {
         assert_eq!(run("/mine -y", Some("ls"), "a b"), "/mine -y ls a b");
         assert_eq!(run("", None, ""), "serve");
         assert_eq!(run("", Some("ls"), "a"), "ls a");
+    }
+
+    #[test]
+    fn a_single_empty_word_clears_the_images_entrypoint_and_command() {
+        let image =
+            ConfigBuilder::default().entrypoint(words("/entry -x")).cmd(words("serve")).build().unwrap();
+        let run = |command, args| {
+            let entrypoint = Some(vec![String::new()]);
+            arguments(&config::Process { entrypoint, ..requested(command, args) }, Some(&image)).join(" ")
+        };
+        assert_eq!(run(Some("ls"), "a b"), "ls a b");
+        assert_eq!(run(None, "ls"), "ls");
+        assert_eq!(run(None, ""), "", "docker has no command to run then, either");
+        let image =
+            ConfigBuilder::default().entrypoint(vec![String::new()]).cmd(words("serve")).build().unwrap();
+        assert_eq!(arguments(&config::Process::default(), Some(&image)), ["serve"]);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::BroadcastStream;
 
 use super::Identity;
+use crate::config::Warnings;
 use crate::containerd::PullEvent;
 use crate::logs::{LogEvent, SkippedFile};
 use crate::shorten::shorten;
@@ -114,6 +115,16 @@ impl TaskEvents {
             ),
             &[("max_concurrent_starts", at_once.to_string())],
         );
+    }
+
+    /// Reports the task's options that have no effect, in one event.
+    pub(super) fn without_effect(&self, warnings: &Warnings) {
+        if warnings.is_empty() {
+            return;
+        }
+        let texts: Vec<_> = warnings.texts().collect();
+        let message = format!("Options without an effect under this driver: {}", texts.join("; "));
+        self.tell(message, &[("options", warnings.options().join(", "))]);
     }
 
     /// Reports OOM kills of processes of the task, which may run on without them.

@@ -35,6 +35,7 @@ impl Settings {
     pub(crate) fn new(config: PluginConfig, mhz_per_core: f64) -> Result<Self> {
         runtime::check_options(&config)?;
         runtime::warn_of_unknown_shim(&config);
+        warn_of_options_without_effect(&config);
         let socket = config.containerd_socket.clone();
         let images = ImageSettings {
             credential_store: credential_store(&config.auth),
@@ -106,9 +107,24 @@ pub(super) async fn find_programs(runtime: String, program: Option<String>) -> R
     Ok(found.map_err(|error| Error::system("find the programs of the runtime, by PATH", error))??)
 }
 
+/// Warns, in one line of the log, of options of the plugin's that have no effect.
+fn warn_of_options_without_effect(config: &PluginConfig) {
+    if !config.warnings.is_empty() {
+        let texts: Vec<_> = config.warnings.texts().collect();
+        tracing::warn!("plugin options without an effect under this driver: {}", texts.join("; "));
+    }
+}
+
 fn pull_settings(pulls: &Pulls) -> PullSettings {
-    let Pulls { max_parallel, max_parallel_layers, activity_timeout, max_image_bytes, max_unpacked_bytes } =
-        *pulls;
+    let Pulls {
+        max_parallel,
+        max_parallel_layers,
+        activity_timeout,
+        // Each caller has its own.
+        timeout: _,
+        max_image_bytes,
+        max_unpacked_bytes,
+    } = *pulls;
     PullSettings {
         pulls_at_once: max_parallel,
         layers_at_once: max_parallel_layers,

@@ -98,6 +98,7 @@ pub fn all() -> Vec<Case> {
         exec::ends::cases(),
         exec::scripts::cases(),
         plugin::bad_input::cases(),
+        plugin::docker_words::cases(),
         lifecycle::events::cases(),
     ]
     .into_iter()

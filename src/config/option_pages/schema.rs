@@ -10,14 +10,14 @@ use serde_json::{Map, Value};
 const SAME_OPTIONS: [(&str, &str); 1] = [("mounts", "mount")];
 /// An option as its schema declares it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Declared {
+pub(in crate::config) struct Declared {
     /// The type in the page's notation; `None` for an option that takes values of several types.
     pub kind: Option<String>,
     pub default: Default,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Default {
+pub(in crate::config) enum Default {
     Required,
     /// No default in the schema, so that the page describes it in words.
     Words,
@@ -25,7 +25,7 @@ pub(super) enum Default {
 }
 
 /// Returns the options of a schema; those within blocks have a dotted name.
-pub(super) fn declared(schema: &Spec) -> BTreeMap<String, Declared> {
+pub(in crate::config) fn declared(schema: &Spec) -> BTreeMap<String, Declared> {
     let mut all = BTreeMap::new();
     add(&mut all, "", schema);
     for (block, other) in SAME_OPTIONS {

@@ -10,6 +10,7 @@ mod labels;
 mod limits;
 mod logs;
 mod network;
+mod other_drivers;
 mod pulls;
 mod resolved_path;
 mod runtime;
@@ -25,7 +26,7 @@ use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
 
 use super::hclspec::{default, object, optional, required};
-use super::{ConfigError, DriverName, duration, from_msgpack, program};
+use super::{ConfigError, DriverName, Warnings, duration, from_msgpack, program};
 pub(crate) use allowed_modes::AllowedModes;
 pub(crate) use auth::{Auth, Inline};
 pub(crate) use devices::PluginDevices;
@@ -87,6 +88,8 @@ pub(crate) struct PluginConfig {
     pub pulls: Pulls,
     pub start_limit: StartLimit,
     pub networks: PluginNetworks,
+    /// Options that are set and have no effect.
+    pub warnings: Warnings,
 }
 
 #[derive(Deserialize)]
@@ -121,6 +124,8 @@ struct Raw {
     start_limit: start_limit::Raw,
     #[serde(flatten)]
     networks: network::Raw,
+    #[serde(flatten)]
+    other_drivers: other_drivers::Raw,
 }
 
 impl PluginConfig {
@@ -160,6 +165,7 @@ impl PluginConfig {
             start_limit::schema(),
             network::schema(name),
             logs::schema(),
+            other_drivers::schema(),
         ];
         object(own.into_iter().chain(groups.into_iter().flatten()))
     }
@@ -197,6 +203,7 @@ impl PluginConfig {
             pulls,
             start_limit,
             networks,
+            other_drivers,
         } = from_msgpack(OF, msgpack)?;
         let containerd_runtime = containerd_runtime
             .filter(|runtime| !runtime.is_empty())
@@ -240,6 +247,7 @@ impl PluginConfig {
             pulls: pulls.decode()?,
             start_limit: start_limit.decode()?,
             networks: networks.decode(name)?,
+            warnings: other_drivers.decode(),
         }))
     }
 }
@@ -419,9 +427,8 @@ mod fuzz {
             let names = [DriverName::ContainerdDriver, DriverName::Docker];
             let decoded = names.map(|name| PluginConfig::decode(name, &options));
             for config in decoded.into_iter().flatten().flatten() {
-                for time in
-                    [config.stats_interval, config.networks.cni_timeout, config.pulls.activity_timeout]
-                {
+                let Pulls { activity_timeout, timeout, .. } = config.pulls;
+                for time in [config.stats_interval, config.networks.cni_timeout, activity_timeout, timeout] {
                     assert!(!time.is_zero() && Instant::now().checked_add(time).is_some(), "{time:?}");
                 }
             }

@@ -1,4 +1,4 @@
-//! The operator's limits on pulls: concurrency, time without progress, and size of an image.
+//! The operator's limits on pulls: concurrency, time in all and without progress, and size of an image.
 
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use crate::config::size::RawSize;
 use crate::config::{ConfigError, duration};
 
 const DEFAULT_ACTIVITY_TIMEOUT: &str = "2m";
+const DEFAULT_TIMEOUT: &str = "5m";
 const DEFAULT_PULLS: i64 = 10;
 const DEFAULT_LAYERS: i64 = 6;
 /// Maximum of either concurrency option: far more than a machine has use for.
@@ -23,6 +24,8 @@ pub(crate) struct Pulls {
     /// Maximum number of concurrent layer downloads, over all pulls.
     pub max_parallel_layers: usize,
     pub activity_timeout: Duration,
+    /// Maximum time that a task waits for its image, unless its job says otherwise.
+    pub timeout: Duration,
     pub max_image_bytes: Option<u64>,
     pub max_unpacked_bytes: Option<u64>,
 }
@@ -32,16 +35,21 @@ pub(super) struct Raw {
     max_parallel_pulls: Option<Number>,
     max_parallel_layers: Option<Number>,
     pull_activity_timeout: Option<String>,
+    image_pull_timeout: Option<String>,
     max_image_size: Option<RawSize>,
     max_unpacked_size: Option<RawSize>,
 }
 
 pub(super) fn schema() -> Vec<(&'static str, Spec)> {
-    let timeout = format!("\"{DEFAULT_ACTIVITY_TIMEOUT}\"");
+    let quoted = |text: &str| format!("\"{text}\"");
     vec![
         ("max_parallel_pulls", default("max_parallel_pulls", "number", &DEFAULT_PULLS.to_string())),
         ("max_parallel_layers", default("max_parallel_layers", "number", &DEFAULT_LAYERS.to_string())),
-        ("pull_activity_timeout", default("pull_activity_timeout", "string", &timeout)),
+        (
+            "pull_activity_timeout",
+            default("pull_activity_timeout", "string", &quoted(DEFAULT_ACTIVITY_TIMEOUT)),
+        ),
+        ("image_pull_timeout", default("image_pull_timeout", "string", &quoted(DEFAULT_TIMEOUT))),
         ("max_image_size", optional("max_image_size", "string")),
         ("max_unpacked_size", optional("max_unpacked_size", "string")),
     ]
@@ -53,6 +61,7 @@ impl Raw {
             max_parallel_pulls,
             max_parallel_layers,
             pull_activity_timeout,
+            image_pull_timeout,
             max_image_size,
             max_unpacked_size,
         } = self;
@@ -64,11 +73,18 @@ impl Raw {
             Ok(usize::try_from(permits).unwrap_or(1))
         };
         let size = |option, size: Option<RawSize>| size.map(|size| size.bytes(option)).transpose();
-        let timeout = pull_activity_timeout.unwrap_or_else(|| DEFAULT_ACTIVITY_TIMEOUT.to_owned());
+        let timeout = |option, given: Option<String>, default_value: &str| {
+            duration(option, given.unwrap_or_else(|| default_value.to_owned()))
+        };
         Ok(Pulls {
             max_parallel: permits("max_parallel_pulls", max_parallel_pulls, DEFAULT_PULLS)?,
             max_parallel_layers: permits("max_parallel_layers", max_parallel_layers, DEFAULT_LAYERS)?,
-            activity_timeout: duration("pull_activity_timeout", timeout)?,
+            activity_timeout: timeout(
+                "pull_activity_timeout",
+                pull_activity_timeout,
+                DEFAULT_ACTIVITY_TIMEOUT,
+            )?,
+            timeout: timeout("image_pull_timeout", image_pull_timeout, DEFAULT_TIMEOUT)?,
             max_image_bytes: size("max_image_size", max_image_size)?,
             max_unpacked_bytes: size("max_unpacked_size", max_unpacked_size)?,
         })
@@ -91,7 +107,11 @@ mod tests {
             (config.max_image_bytes, config.activity_timeout),
             (Some(20 << 30), Duration::from_secs(30))
         );
+        assert_eq!(config.timeout, Duration::from_secs(300));
+        let config = plugin(json!({"image_pull_timeout": "1h"})).pulls;
+        assert_eq!(config.timeout, Duration::from_secs(3600));
         for (option, value) in [
+            ("image_pull_timeout", json!("0s")),
             ("max_parallel_pulls", json!(0)),
             ("max_parallel_layers", json!(-1)),
             ("pull_activity_timeout", json!("0s")),

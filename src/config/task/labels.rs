@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
+use serde_json::Value;
 
-use crate::config::hclspec::block_attrs;
-use crate::config::{ConfigError, value};
+use crate::config::{ConfigError, Warnings, string_map, value};
 
 /// containerd's maximum of a label's key and value together, in bytes.
 const MAX_BYTES: usize = 4096;
@@ -24,16 +24,22 @@ pub(crate) struct Labels(pub BTreeMap<String, String>);
 
 #[derive(Deserialize)]
 pub(super) struct Raw {
-    labels: Option<BTreeMap<String, Option<String>>>,
+    labels: Option<Value>,
 }
 
 pub(super) fn schema() -> Vec<(&'static str, Spec)> {
-    vec![("labels", block_attrs("labels", "string"))]
+    vec![("labels", string_map::schema("labels"))]
 }
 
 impl Raw {
-    pub(super) fn decode(self) -> Result<Labels, ConfigError> {
-        let labels = self.labels.unwrap_or_default();
+    pub(super) fn decode(self, warnings: &mut Warnings) -> Result<Labels, ConfigError> {
+        let mut labels = string_map::decode("labels", self.labels)?;
+        let empty = |text: &Option<String>| text.as_deref().unwrap_or_default().is_empty();
+        for (key, _) in labels.iter().filter(|(_, text)| empty(text)) {
+            warnings
+                .add("labels", format!("{key:?} has no value, and containerd keeps no label without one"));
+        }
+        labels.retain(|_, text| !empty(text));
         let count = labels.len();
         if count > MAX_LABELS {
             return Err(value("labels", count.to_string(), format!("a task can have at most {MAX_LABELS}")));
@@ -50,8 +56,8 @@ impl Raw {
 
 fn checked((key, text): (String, Option<String>)) -> Result<(String, String), ConfigError> {
     let text = text.unwrap_or_default();
-    if key.is_empty() || text.is_empty() {
-        return Err(value("labels", key, "containerd does not keep a label without a key or a value"));
+    if key.is_empty() {
+        return Err(value("labels", key, "containerd does not keep a label without a key"));
     }
     if let Some(prefix) = RESERVED.iter().find(|prefix| key.starts_with(**prefix)) {
         return Err(value("labels", key, format!("keys that start with {prefix} are reserved")));
@@ -84,7 +90,7 @@ mod tests {
         {
             refusal("labels", json!({key: "x"}));
         }
-        refusal("labels", json!({"empty": null}));
+        refusal("labels", json!("team=web"));
         assert!(decode(&json!({"image": "a", "labels": {"k": "x".repeat(4095)}})).is_ok());
         assert!(refusal("labels", json!({"k": "x".repeat(4096)})).contains("4096"));
         let many = |count: usize, length: usize| {
@@ -95,5 +101,13 @@ mod tests {
         assert!(decode(&json!({"image": "a", "labels": many(512, 124)})).is_ok());
         assert!(refusal("labels", many(513, 1)).contains("512"));
         assert!(refusal("labels", many(17, 4000)).contains("65536"));
+    }
+
+    #[test]
+    fn a_label_without_a_value_is_left_out_with_a_warning() {
+        let options = decode(&json!({"image": "a", "labels": [{"a": "", "b": "1"}, {"c": null}]})).unwrap();
+        assert_eq!(options.labels.0.keys().collect::<Vec<_>>(), ["b"]);
+        let texts: Vec<_> = options.warnings.texts().collect();
+        assert!(texts.len() == 2 && texts[0].contains("labels") && texts[0].contains("\"a\""), "{texts:?}");
     }
 }

@@ -7,11 +7,12 @@ mod ulimit;
 
 use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
+use serde_json::Value;
 
-use crate::config::hclspec::{block_attrs, optional};
+use crate::config::hclspec::optional;
 use crate::config::number::Number;
 use crate::config::plugin::PluginLimits;
-use crate::config::{ConfigError, MAX_OOM_SCORE_ADJ, MAX_PIDS, forbidden};
+use crate::config::{ConfigError, MAX_OOM_SCORE_ADJ, MAX_PIDS, Warnings, forbidden, string_map};
 pub(crate) use cpu::CpuLimits;
 pub(crate) use memory::{MemoryLimits, Swap};
 pub(crate) use ulimit::Rlimit;
@@ -40,7 +41,7 @@ pub(crate) enum PidsLimit {
 #[derive(Deserialize)]
 pub(super) struct Raw {
     pids_limit: Option<Number>,
-    ulimit: Option<ulimit::Raw>,
+    ulimit: Option<Value>,
     file_limit: Option<Number>,
     oom_score_adj: Option<Number>,
     #[serde(flatten)]
@@ -52,7 +53,7 @@ pub(super) struct Raw {
 pub(super) fn schema() -> Vec<(&'static str, Spec)> {
     let own = [
         ("pids_limit", optional("pids_limit", "number")),
-        ("ulimit", block_attrs("ulimit", "string")),
+        ("ulimit", string_map::schema("ulimit")),
         ("file_limit", optional("file_limit", "number")),
         ("oom_score_adj", optional("oom_score_adj", "number")),
     ];
@@ -60,7 +61,7 @@ pub(super) fn schema() -> Vec<(&'static str, Spec)> {
 }
 
 impl Raw {
-    pub(super) fn decode(self) -> Result<Limits, ConfigError> {
+    pub(super) fn decode(self, warnings: &mut Warnings) -> Result<Limits, ConfigError> {
         let Self { pids_limit, ulimit, file_limit, oom_score_adj, cpu, memory } = self;
         let pids_limit = pids_limit.map(|number| number.within("pids_limit", -1, MAX_PIDS)).transpose()?;
         // A negative value is refused: the task would be killed after the host's own processes.
@@ -74,7 +75,7 @@ impl Raw {
             },
             rlimits: ulimit::decode(ulimit, file_limit)?,
             oom_score_adj,
-            cpu: cpu.decode()?,
+            cpu: cpu.decode(warnings)?,
             memory: memory.decode()?,
         })
     }

@@ -10,6 +10,7 @@ mod mounts;
 mod names;
 mod namespaces;
 mod network;
+mod other_drivers;
 mod process;
 mod pull;
 mod runtime;
@@ -25,7 +26,7 @@ use serde::Deserialize;
 use super::hclspec::{object, required};
 use super::logging::Logging;
 use super::plugin::AllowedModes;
-use super::{ConfigError, PluginConfig, from_msgpack};
+use super::{ConfigError, PluginConfig, Warnings, from_msgpack};
 pub(crate) use archive::Archive;
 pub(crate) use devices::{Device, DevicePath};
 pub(crate) use labels::Labels;
@@ -60,6 +61,8 @@ pub(crate) struct TaskOptions {
     pub labels: Labels,
     pub devices: Vec<Device>,
     pub logging: Logging,
+    /// Options that are set and have no effect.
+    pub warnings: Warnings,
 }
 
 #[derive(Deserialize)]
@@ -91,6 +94,8 @@ struct Raw {
     devices: devices::Raw,
     #[serde(flatten)]
     logging: logging::Raw,
+    #[serde(flatten)]
+    other_drivers: other_drivers::Raw,
 }
 
 impl TaskOptions {
@@ -109,6 +114,7 @@ impl TaskOptions {
             pull::schema(),
             labels::schema(),
             logging::schema(),
+            other_drivers::schema(),
         ];
         object([("image", required("image", "string"))].into_iter().chain(groups.into_iter().flatten()))
     }
@@ -133,14 +139,18 @@ impl TaskOptions {
             pull,
             labels,
             logging,
+            other_drivers,
         } = from_msgpack(OF, msgpack)?;
         let image = image.filter(|image| !image.is_empty()).ok_or(ConfigError::Missing {
             of: OF,
             option: "image",
             hint: "name an image, such as \"docker.io/library/redis:alpine\"",
         })?;
+        let image = without_scheme(image);
+        let mut warnings = Warnings::default();
+        other_drivers.decode(&mut warnings)?;
         let (process, names, namespaces) = (process.decode()?, names.decode()?, namespaces.decode()?);
-        let mounts = mounts.decode()?;
+        let mounts = mounts.decode(&mut warnings)?;
         namespaces.check_conflicts(&process, &names, &mounts)?;
         let network = network.decode()?;
         network.check_conflicts(&namespaces)?;
@@ -152,13 +162,14 @@ impl TaskOptions {
             namespaces,
             network,
             security: security.decode()?,
-            limits: limits.decode()?,
+            limits: limits.decode(&mut warnings)?,
             mounts,
             devices: devices.decode()?,
             runtime: runtime.decode()?,
-            pull: pull.decode()?,
-            labels: labels.decode()?,
+            pull: pull.decode(&mut warnings)?,
+            labels: labels.decode(&mut warnings)?,
             logging: logging.decode()?,
+            warnings,
         })
     }
 
@@ -210,6 +221,7 @@ impl TaskOptions {
             pull: _,
             labels: _,
             logging,
+            warnings: _,
         } = self;
         namespaces.permitted_by(&plugin.allowed_modes)?;
         network.permitted_by(&plugin.allowed_modes)?;
@@ -218,6 +230,16 @@ impl TaskOptions {
         devices::permitted_by(devices, &plugin.devices)?;
         logging::permitted_by(logging, plugin.log_collection)?;
         runtime.permitted_by(plugin)
+    }
+}
+
+/// Returns an image's name without the scheme that docker's or podman's users put in front of it. It says nothing of
+/// how the registry is asked, which is the operator's to say.
+fn without_scheme(image: String) -> String {
+    let rest = ["https://", "http://", "docker://"].into_iter().find_map(|scheme| image.strip_prefix(scheme));
+    match rest {
+        Some(rest) if rest.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '[') => rest.to_owned(),
+        _ => image,
     }
 }
 
@@ -256,6 +278,20 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn an_images_scheme_is_left_out() {
+        let image = |name: &str| decode(&json!({"image": name})).unwrap().image;
+        for scheme in ["", "https://", "http://", "docker://"] {
+            assert_eq!(
+                image(&format!("{scheme}registry.example:5000/redis:7")),
+                "registry.example:5000/redis:7"
+            );
+        }
+        for other in ["https:///etc/redis.tar", "oci-archive:redis.tar", "https://", "./local/redis.tar"] {
+            assert_eq!(image(other), other);
+        }
+    }
+
+    #[test]
     fn an_invalid_configuration_is_refused() {
         let no_image = decode(&json!({"args": null, "command": "x", "image": null})).unwrap_err().to_string();
         assert!(no_image.contains("image"), "{no_image}");
@@ -279,11 +315,8 @@ mod fuzz {
             assert!(mount.target.starts_with('/') && !mount.target.contains('\0'), "{mount:?}");
             assert!(!mount.target.split('/').any(|part| matches!(part, "." | "..")), "{mount:?}");
         }
-        assert!(
-            std::time::Instant::now().checked_add(options.pull.timeout).is_some(),
-            "{:?}",
-            options.pull.timeout
-        );
+        let timeout = options.pull.timeout.unwrap_or_default();
+        assert!(std::time::Instant::now().checked_add(timeout).is_some(), "{timeout:?}");
         let plugin = serde_json::json!({"containerd_runtime": "io.containerd.runc.v2"});
         let plugin =
             PluginConfig::decode(DriverName::ContainerdDriver, &rmp_serde::to_vec_named(&plugin).unwrap());

@@ -91,7 +91,7 @@ fn checked_hostname(name: String) -> Result<String, ConfigError> {
         return Ok(name);
     }
     let why = format!(
-        "it must be made of letters, digits and hyphens, with a letter or a digit at both ends of each part between dots, \
+        "it must be made of letters, digits, hyphens and underscores, with no hyphen at an end of a part between dots, \
          which has at most {LABEL_LIMIT} of them"
     );
     Err(value("hostname", name, why))
@@ -101,12 +101,13 @@ pub(super) fn is_hostname(name: &str) -> bool {
     name.len() <= HOSTNAME_LIMIT && name.split('.').all(is_label)
 }
 
+/// Returns whether a label is one of a host name. An underscore is none of DNS, but docker and the kernel take it.
 fn is_label(label: &str) -> bool {
     !label.is_empty()
         && label.len() <= LABEL_LIMIT
         && !label.starts_with('-')
         && !label.ends_with('-')
-        && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+        && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
 }
 
 /// Decodes an entry of `extra_hosts`. As in docker, the first colon or equals sign ends the name, and an IPv6 address
@@ -152,11 +153,11 @@ mod tests {
     #[test]
     fn hostnames_are_validated() {
         let of = |name: &str| decode(&json!({"image": "redis", "hostname": name})).unwrap().names.hostname;
-        assert_eq!(of("web-1.example"), Some("web-1.example".to_owned()));
+        for name in ["web-1.example", "web_1", "_dmarc.example"] {
+            assert_eq!(of(name), Some(name.to_owned()));
+        }
         assert_eq!(of(""), None);
-        for wrong in
-            ["web_1", "-web", "web-", "a..b", ".", "a b", "ü", "a/b", &"x".repeat(64), &"ab.".repeat(30)]
-        {
+        for wrong in ["-web", "web-", "a..b", ".", "a b", "ü", "a/b", &"x".repeat(64), &"ab.".repeat(30)] {
             refusal("hostname", json!(wrong));
         }
     }

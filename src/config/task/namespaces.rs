@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::sysctl::{self, Owner};
 use super::{Mounts, Names, Network, Process};
-use crate::config::hclspec::{block_attrs, optional};
+use crate::config::hclspec::optional;
 use crate::config::plugin::AllowedModes;
-use crate::config::{ConfigError, value};
+use crate::config::{ConfigError, string_map, value};
 
 /// The options about a task's namespaces.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -18,6 +19,8 @@ pub(crate) struct Namespaces {
     pub pid_mode: Sharing,
     /// IPC namespace: shared memory, semaphores and message queues.
     pub ipc_mode: Sharing,
+    /// `true` for an IPC namespace of the task's own without `/dev/shm`.
+    pub without_shm: bool,
     /// UTS namespace: the host name.
     pub uts_mode: Sharing,
     /// Cgroup namespace. `None` is docker's default: the task's own under cgroup v2.
@@ -44,8 +47,9 @@ pub(super) struct Raw {
     uts_mode: Option<String>,
     cgroupns: Option<String>,
     userns_mode: Option<String>,
+    userns: Option<String>,
     host_network: Option<bool>,
-    sysctl: Option<BTreeMap<String, Option<String>>>,
+    sysctl: Option<Value>,
 }
 
 pub(super) fn schema() -> Vec<(&'static str, Spec)> {
@@ -55,21 +59,27 @@ pub(super) fn schema() -> Vec<(&'static str, Spec)> {
         ("uts_mode", optional("uts_mode", "string")),
         ("cgroupns", optional("cgroupns", "string")),
         ("userns_mode", optional("userns_mode", "string")),
+        ("userns", optional("userns", "string")),
         ("host_network", optional("host_network", "bool")),
-        ("sysctl", block_attrs("sysctl", "string")),
+        ("sysctl", string_map::schema("sysctl")),
     ]
 }
 
 impl Raw {
     pub(super) fn decode(self) -> Result<Namespaces, ConfigError> {
-        let Self { pid_mode, ipc_mode, uts_mode, cgroupns, userns_mode, host_network, sysctl } = self;
+        let Self { pid_mode, ipc_mode, uts_mode, cgroupns, userns_mode, userns, host_network, sysctl } = self;
         let sharing = |option, mode| Ok(Sharing::named(option, mode)?.unwrap_or_default());
+        let without_shm = ipc_mode.as_deref() == Some("none");
+        // Nobody shares a task's own, as somebody could under docker.
+        let ipc_mode = ipc_mode.filter(|mode| !matches!(mode.as_str(), "none" | "shareable"));
         Ok(Namespaces {
             pid_mode: sharing("pid_mode", pid_mode)?,
             ipc_mode: sharing("ipc_mode", ipc_mode)?,
+            without_shm,
             uts_mode: sharing("uts_mode", uts_mode)?,
             cgroupns: Sharing::named("cgroupns", cgroupns)?,
-            userns_is_the_hosts: userns_is_the_hosts(userns_mode)?,
+            userns_is_the_hosts: userns_is_the_hosts("userns_mode", userns_mode)?
+                || userns_is_the_hosts("userns", userns)?,
             host_network: host_network.unwrap_or_default(),
             sysctl: sysctl::decode(sysctl)?,
         })
@@ -82,17 +92,22 @@ impl Sharing {
             mode if mode.is_empty() => Ok(None),
             mode if mode == "private" => Ok(Some(Self::Private)),
             mode if mode == "host" => Ok(Some(Self::Host)),
+            mode if mode.starts_with("container:") => {
+                let why = "a task shares this with no other container; run both in one task, or let them talk over the group's \
+                           network or /alloc";
+                Err(value(option, mode, why))
+            }
             mode => Err(value(option, mode, "it must be \"private\" or \"host\"")),
         }
     }
 }
 
-fn userns_is_the_hosts(mode: Option<String>) -> Result<bool, ConfigError> {
+fn userns_is_the_hosts(option: &'static str, mode: Option<String>) -> Result<bool, ConfigError> {
     match mode.unwrap_or_default() {
         mode if mode.is_empty() => Ok(false),
         mode if mode == "host" => Ok(true),
         mode => Err(value(
-            "userns_mode",
+            option,
             mode,
             "only \"host\" is supported: another user namespace needs the image's files with other owners, which no \
              snapshotter here provides; run the task as another user (user in the task block), or leave the option \
@@ -159,6 +174,7 @@ impl Namespaces {
         let Self {
             pid_mode,
             ipc_mode,
+            without_shm: _,
             uts_mode,
             cgroupns,
             userns_is_the_hosts,
@@ -190,7 +206,7 @@ mod tests {
     use super::*;
     use crate::config::task::tests::{decode, refusal};
 
-    fn of(options: serde_json::Value) -> Namespaces {
+    fn of(options: Value) -> Namespaces {
         let mut options = options;
         options["image"] = json!("redis");
         decode(&options).unwrap().namespaces
@@ -198,10 +214,22 @@ mod tests {
 
     #[test]
     fn unknown_namespace_modes_are_refused() {
-        for option in ["pid_mode", "ipc_mode", "uts_mode", "cgroupns", "userns_mode"] {
+        for option in ["pid_mode", "ipc_mode", "uts_mode", "cgroupns", "userns_mode", "userns"] {
             assert!(refusal(option, json!("shared")).contains("\"host\""));
         }
+        for option in ["pid_mode", "ipc_mode"] {
+            assert!(refusal(option, json!("container:db")).contains("/alloc"));
+        }
         assert_eq!(of(json!({"ipc_mode": "", "cgroupns": "private"})).cgroupns, Some(Sharing::Private));
+    }
+
+    #[test]
+    fn dockers_ipc_modes_are_those_of_a_namespace_of_its_own() {
+        for (mode, without_shm) in [("none", true), ("shareable", false), ("private", false)] {
+            let own = of(json!({"ipc_mode": mode}));
+            assert_eq!((own.ipc_mode, own.without_shm), (Sharing::Private, without_shm), "{mode}");
+        }
+        assert!(of(json!({"userns": "host"})).userns_is_the_hosts);
     }
 
     #[test]

@@ -1,16 +1,13 @@
-//! The options about the pull of a task's image: policy, timeout and credentials.
+//! The options about the pull of a task's image: policy, timeout, platform and credentials.
 
 use std::time::Duration;
 
 use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
 
-use crate::config::hclspec::{block, default, object, optional};
-use crate::config::{ConfigError, duration, value};
+use crate::config::hclspec::{block, object, optional};
+use crate::config::{ConfigError, Warnings, duration, value};
 use crate::secret::Secret;
-
-const DEFAULT_TIMEOUT: &str = "5m";
-const DEFAULT_TIMEOUT_S: u64 = 5 * 60;
 
 /// The condition for a pull.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -22,20 +19,24 @@ pub(crate) enum PullPolicy {
 }
 
 /// The options about the pull of an image.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Pull {
     pub policy: PullPolicy,
-    pub timeout: Duration,
+    /// `None` is the operator's timeout.
+    pub timeout: Option<Duration>,
+    pub platform: Platform,
     pub auth: Option<Auth>,
     /// Whether the pull goes on without credentials that can't be obtained, or that the registry refuses.
     pub auth_soft_fail: bool,
 }
 
-impl Default for Pull {
-    fn default() -> Self {
-        let timeout = Duration::from_secs(DEFAULT_TIMEOUT_S);
-        Self { policy: PullPolicy::default(), timeout, auth: None, auth_soft_fail: false }
-    }
+/// The platform of an image, of those that its name stands for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Platform {
+    /// Architecture, by its name in images; `None` is the host's.
+    pub arch: Option<String>,
+    /// Variant of the architecture; `None` is the best that fits.
+    pub variant: Option<String>,
 }
 
 /// Credentials for the image's registry.
@@ -54,6 +55,9 @@ pub(super) struct Raw {
     image_pull_timeout: Option<String>,
     auth: Option<RawAuth>,
     auth_soft_fail: Option<bool>,
+    arch: Option<String>,
+    os: Option<String>,
+    variant: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -61,27 +65,44 @@ struct RawAuth {
     username: Option<String>,
     password: Option<Secret>,
     server_address: Option<String>,
+    email: Option<String>,
+    tls_verify: Option<bool>,
 }
 
 pub(super) fn schema() -> Vec<(&'static str, Spec)> {
-    let auth = ["username", "password", "server_address"].map(|name| (name, optional(name, "string")));
+    let auth = ["username", "password", "server_address", "email"];
+    let auth = auth.map(|name| (name, optional(name, "string"))).into_iter();
+    let auth = auth.chain([("tls_verify", optional("tls_verify", "bool"))]);
     vec![
         ("force_pull", optional("force_pull", "bool")),
         ("image_pull_policy", optional("image_pull_policy", "string")),
-        ("image_pull_timeout", default("image_pull_timeout", "string", &format!("\"{DEFAULT_TIMEOUT}\""))),
+        ("image_pull_timeout", optional("image_pull_timeout", "string")),
         ("auth", block("auth", object(auth))),
         ("auth_soft_fail", optional("auth_soft_fail", "bool")),
+        ("arch", optional("arch", "string")),
+        ("os", optional("os", "string")),
+        ("variant", optional("variant", "string")),
     ]
 }
 
 impl Raw {
-    pub(super) fn decode(self) -> Result<Pull, ConfigError> {
-        let Self { force_pull, image_pull_policy, image_pull_timeout, auth, auth_soft_fail } = self;
-        let timeout = image_pull_timeout.unwrap_or_else(|| DEFAULT_TIMEOUT.to_owned());
+    pub(super) fn decode(self, warnings: &mut Warnings) -> Result<Pull, ConfigError> {
+        let Self {
+            force_pull,
+            image_pull_policy,
+            image_pull_timeout,
+            auth,
+            auth_soft_fail,
+            arch,
+            os,
+            variant,
+        } = self;
+        let timeout = image_pull_timeout.filter(|timeout| !timeout.is_empty());
         Ok(Pull {
             policy: policy(force_pull, image_pull_policy)?,
-            timeout: duration("image_pull_timeout", timeout)?,
-            auth: auth.map(RawAuth::decode).transpose()?.flatten(),
+            timeout: timeout.map(|timeout| duration("image_pull_timeout", timeout)).transpose()?,
+            platform: platform(arch, os, variant)?,
+            auth: auth.map(|auth| auth.decode(warnings)).transpose()?.flatten(),
             auth_soft_fail: auth_soft_fail.unwrap_or(false),
         })
     }
@@ -108,10 +129,42 @@ fn policy(force_pull: Option<bool>, policy: Option<String>) -> Result<PullPolicy
     }
 }
 
+/// Decodes the platform. Whether this host runs programs of another architecture is the kernel's to say (binfmt_misc).
+fn platform(
+    arch: Option<String>,
+    os: Option<String>,
+    variant: Option<String>,
+) -> Result<Platform, ConfigError> {
+    let name = |option: &'static str, name: Option<String>| {
+        let is_word =
+            |name: &str| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+        match name.filter(|name| !name.is_empty()) {
+            Some(name) if !is_word(&name) => Err(value(
+                option,
+                name,
+                "it must be a name of images' platforms, such as \"arm64\" or \"v7\"",
+            )),
+            name => Ok(name.map(|name| name.to_ascii_lowercase())),
+        }
+    };
+    if let Some(os) = name("os", os)?.filter(|os| os != "linux") {
+        return Err(value("os", os, "only images for \"linux\" run here"));
+    }
+    Ok(Platform { arch: name("arch", arch)?, variant: name("variant", variant)? })
+}
+
 impl RawAuth {
     /// Decodes the credentials. A block with only empty values is `None`: the job's variables may be unset on purpose.
-    fn decode(self) -> Result<Option<Auth>, ConfigError> {
-        let Self { username, password, server_address } = self;
+    fn decode(self, warnings: &mut Warnings) -> Result<Option<Auth>, ConfigError> {
+        let Self { username, password, server_address, email, tls_verify } = self;
+        if email.is_some_and(|email| !email.is_empty()) {
+            warnings.add("auth.email", "no registry asks for it any more");
+        }
+        if tls_verify == Some(false) {
+            let why = "a job can't turn off the check of a registry's certificate; the operator can, by skip_verify in the \
+                       registry's hosts.toml (registry_config_dir)";
+            return Err(value("auth.tls_verify", "false", why));
+        }
         let (username, password) = (username.unwrap_or_default(), password.unwrap_or_default());
         let server_address = server_address.filter(|address| !address.is_empty());
         if username.is_empty() && password == Secret::default() && server_address.is_none() {
@@ -138,10 +191,11 @@ mod tests {
     fn a_zero_timeout_is_refused() {
         assert_eq!(decode(&json!({"image": "a"})).unwrap().pull, Pull::default());
         let pull = decode(&json!({"image": "a", "image_pull_timeout": "90s"})).unwrap().pull;
-        assert_eq!(pull.timeout, Duration::from_secs(90));
+        assert_eq!(pull.timeout, Some(Duration::from_secs(90)));
+        assert_eq!(decode(&json!({"image": "a", "image_pull_timeout": ""})).unwrap().pull, Pull::default());
         refusal("image_pull_timeout", json!("0s"));
         let pull = decode(&json!({"image": "a", "image_pull_timeout": "500000000000y"})).unwrap().pull;
-        assert_eq!(pull.timeout, Duration::from_secs(3660 * 24 * 60 * 60), "no clock goes further");
+        assert_eq!(pull.timeout, Some(Duration::from_secs(3660 * 24 * 60 * 60)), "no clock goes further");
         refusal("image_pull_timeout", json!("soon"));
     }
 
@@ -165,6 +219,32 @@ mod tests {
         }
         refusal("image_pull_policy", json!("sometimes"));
         assert!(policy(json!({"force_pull": true, "image_pull_policy": "never"})).is_err());
+    }
+
+    #[test]
+    fn platforms_are_names_of_linux_images() {
+        let platform = |options: serde_json::Value| {
+            let mut options = options;
+            options["image"] = json!("a");
+            decode(&options).unwrap().pull.platform
+        };
+        assert_eq!(platform(json!({"os": "linux", "arch": "", "variant": null})), Platform::default());
+        let arm = platform(json!({"os": "Linux", "arch": "ARM", "variant": "v7"}));
+        assert_eq!(arm, Platform { arch: Some("arm".to_owned()), variant: Some("v7".to_owned()) });
+        assert!(refusal("os", json!("windows")).contains("linux"));
+        for (option, wrong) in [("arch", "a/b"), ("variant", "v 7"), ("os", "li\0nux")] {
+            refusal(option, json!(wrong));
+        }
+    }
+
+    #[test]
+    fn an_email_has_no_effect_and_tls_is_always_verified() {
+        let auth = |auth| decode(&json!({"image": "a", "auth": auth}));
+        let options = auth(json!({"username": "me", "password": "x", "email": "me@example.com"})).unwrap();
+        assert_eq!(options.warnings.options(), ["auth.email"]);
+        assert!(auth(json!({"email": "", "tls_verify": true})).unwrap().warnings.is_empty());
+        let error = auth(json!({"tls_verify": false})).unwrap_err().to_string();
+        assert!(error.contains("auth.tls_verify") && error.contains("skip_verify"), "{error}");
     }
 
     #[test]

@@ -5,7 +5,14 @@ use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
 
 use crate::config::hclspec::optional;
-use crate::config::{ConfigError, PluginConfig, program, runtime};
+use crate::config::{ConfigError, PluginConfig, program, runtime, value};
+
+/// Docker's name for the runtime that gives a task NVIDIA's GPUs.
+const NVIDIA: &str = "nvidia";
+/// Runtime of a task that names a program, on a node whose own shim runs none.
+const RUNS_PROGRAMS: &str = "io.containerd.runc.v2";
+/// Part of the names, and of the type of options, of shims of the runc family.
+const RUNC: &str = "runc";
 
 /// Overrides of the operator's runtime and snapshotter.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -14,6 +21,8 @@ pub(crate) struct Runtime {
     pub runtime: Option<String>,
     /// Overrides the plugin's `oci_runtime`.
     pub oci_runtime: Option<String>,
+    /// Whether `oci_runtime` comes from the option `runtime`, in which docker has the name of a program.
+    pub by_docker_name: bool,
     /// Overrides the plugin's `snapshotter`.
     pub snapshotter: Option<String>,
 }
@@ -33,29 +42,52 @@ impl Raw {
     pub(super) fn decode(self) -> Result<Runtime, ConfigError> {
         let Self { runtime: name, oci_runtime, snapshotter } = self;
         let given = |option: Option<String>| option.filter(|name| !name.is_empty());
-        Ok(Runtime {
-            runtime: given(name).map(|name| runtime("runtime", name)).transpose()?,
-            oci_runtime: given(oci_runtime).map(program).transpose()?,
-            snapshotter: given(snapshotter),
-        })
+        let (name, mut oci_runtime) = (given(name), given(oci_runtime).map(program).transpose()?);
+        let by_docker_name = name.as_ref().is_some_and(|name| !name.contains(['.', '/']));
+        let runtime = match name {
+            Some(name) if name == NVIDIA => {
+                let why = "a GPU is a CDI device here: leave it out, and set devices = [\"nvidia.com/gpu=all\"] (the CDI files \
+                           are made by nvidia-ctk cdi generate)";
+                return Err(value("runtime", name, why));
+            }
+            Some(name) if by_docker_name => match oci_runtime.replace(name.clone()) {
+                Some(other) if other != name => {
+                    let why =
+                        format!("oci_runtime is {other:?}, and both name the program; leave out one of them");
+                    return Err(value("runtime", name, why));
+                }
+                _ => None,
+            },
+            Some(name) => Some(runtime("runtime", name)?),
+            None => None,
+        };
+        Ok(Runtime { runtime, oci_runtime, by_docker_name, snapshotter: given(snapshotter) })
     }
 }
 
 impl Runtime {
     pub(super) fn permitted_by(&self, plugin: &PluginConfig) -> Result<(), ConfigError> {
-        let Self { runtime, oci_runtime, snapshotter: _ } = self;
+        let Self { runtime, oci_runtime, by_docker_name, snapshotter: _ } = self;
         if let Some(name) = runtime.as_ref().filter(|name| **name != plugin.containerd_runtime) {
             plugin.allow_runtimes.permit("runtime", name)?;
         }
         if let Some(name) = oci_runtime.as_ref().filter(|name| Some(*name) != plugin.oci_runtime.as_ref()) {
-            plugin.allow_runtimes.permit("oci_runtime", name)?;
+            let option = if *by_docker_name { "runtime" } else { "oci_runtime" };
+            plugin.allow_runtimes.permit(option, name)?;
         }
         Ok(())
     }
 
     /// Returns the runtime whose shim the task gets.
     pub(crate) fn shim<'a>(&'a self, plugin: &'a PluginConfig) -> &'a str {
-        self.runtime.as_deref().unwrap_or(&plugin.containerd_runtime)
+        let operators = plugin.containerd_runtime.as_str();
+        let type_url = || plugin.runtime_options.get(operators)?.type_url.as_deref();
+        let runs_programs = || operators.contains(RUNC) || type_url().is_some_and(|url| url.contains(RUNC));
+        match &self.runtime {
+            Some(runtime) => runtime,
+            None if self.by_docker_name && !runs_programs() => RUNS_PROGRAMS,
+            None => operators,
+        }
     }
 
     /// Returns the snapshotter of the task's root file system.
@@ -81,9 +113,41 @@ mod tests {
 
     #[test]
     fn a_runtime_is_a_dotted_name_or_a_path_and_a_program_a_name_or_a_path() {
-        assert!(refusal("runtime", json!("runc")).contains("oci_runtime"));
         refusal("runtime", json!("bin/shim"));
+        refusal("runtime", json!("io."));
         refusal("oci_runtime", json!("bin/crun"));
+    }
+
+    #[test]
+    fn a_runtime_without_a_dot_is_a_program_as_under_docker() {
+        let of = |options: serde_json::Value| {
+            let mut options = options;
+            options["image"] = json!("redis");
+            decode(&options).map(|options| options.runtime).map_err(|error| error.to_string())
+        };
+        let runc = of(json!({"runtime": "runc"})).unwrap();
+        let operators = plugin(json!({"oci_runtime": "crun"}));
+        assert_eq!(
+            (runc.shim(&operators), runc.program(&operators)),
+            ("io.containerd.runc.v2", Some("runc"))
+        );
+        runc.permitted_by(&operators).unwrap();
+        let error = runc.permitted_by(&plugin(json!({"allow_runtimes": []}))).unwrap_err().to_string();
+        assert!(error.contains("option runtime can't be \"runc\""), "{error}");
+        let of_sandboxes = plugin(json!({"containerd_runtime": "io.containerd.runsc.v1"}));
+        assert_eq!(runc.shim(&of_sandboxes), "io.containerd.runc.v2");
+        let wrapped = plugin(json!({
+            "containerd_runtime": "/opt/wrapper",
+            "runtime_options": [{"runtime": "/opt/wrapper", "type_url": "containerd.runc.v1.Options"}],
+        }));
+        assert_eq!(runc.shim(&wrapped), "/opt/wrapper");
+        assert_eq!(
+            of(json!({"runtime": "crun", "oci_runtime": "crun"})).unwrap().oci_runtime.unwrap(),
+            "crun"
+        );
+        let both = of(json!({"runtime": "runc", "oci_runtime": "crun"})).unwrap_err();
+        assert!(both.contains("runtime") && both.contains("crun"), "{both}");
+        assert!(of(json!({"runtime": "nvidia"})).unwrap_err().contains("nvidia.com/gpu"));
     }
 
     #[test]

@@ -4,7 +4,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::config::{ConfigError, value};
+use serde_json::Value;
+
+use crate::config::{ConfigError, string_map, value};
 
 pub(super) const OPTION: &str = "sysctl";
 /// Parameters of the IPC namespace, in addition to all of `fs.mqueue`.
@@ -27,9 +29,7 @@ pub(super) enum Owner {
     Uts,
 }
 
-pub(super) fn decode(
-    given: Option<BTreeMap<String, Option<String>>>,
-) -> Result<BTreeMap<String, String>, ConfigError> {
+pub(super) fn decode(given: Option<Value>) -> Result<BTreeMap<String, String>, ConfigError> {
     let one = |(name, text): (String, Option<String>)| {
         owner(&name)?;
         let Some(text) = text else {
@@ -37,7 +37,7 @@ pub(super) fn decode(
         };
         Ok((name, text))
     };
-    given.unwrap_or_default().into_iter().map(one).collect()
+    string_map::decode(OPTION, given)?.into_iter().map(one).collect()
 }
 
 pub(super) fn owner(name: &str) -> Result<Owner, ConfigError> {
@@ -80,6 +80,8 @@ mod tests {
     #[test]
     fn only_namespaced_sysctls_are_allowed() {
         assert_eq!(task(&json!({})).namespaces.sysctl["net.core.somaxconn"], "1024");
+        let of_blocks = task(&json!({"sysctl": [{"net.core.somaxconn": 16384}]}));
+        assert_eq!(of_blocks.namespaces.sysctl["net.core.somaxconn"], "16384");
         for wrong in
             ["vm.swappiness", "kernel.panic", "kernel.hostname", "net/core/x", "net..x", "", "net", "../x"]
         {

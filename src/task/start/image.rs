@@ -73,12 +73,14 @@ impl Start<'_> {
     /// Returns the options of the image's pull. A password is sent to no other registry than the one that it is said to
     /// be for.
     pub(super) fn pull_options(&self) -> Result<PullOptions> {
-        let Pull { policy, timeout, auth, auth_soft_fail: soft_fail } = self.plan.options.pull.clone();
+        let Pull { policy, timeout, platform: _, auth, auth_soft_fail: soft_fail } =
+            self.plan.options.pull.clone();
         let policy = match policy {
             PullPolicy::Missing => Policy::Missing,
             PullPolicy::Always => Policy::Always,
             PullPolicy::Never => Policy::Never,
         };
+        let timeout = timeout.unwrap_or(self.settings.config.pulls.timeout);
         let mut pull_options = PullOptions { policy, timeout, credentials: None, soft_fail };
         let (Some(Auth { username, password, server_address }), ImageSource::Name(reference)) =
             (auth, &self.plan.image)

@@ -197,6 +197,7 @@ impl Start<'_> {
     /// else is carried through, and is then undone: a call to containerd that is dropped may still be carried out,
     /// after its undoing.
     async fn steps(&self, caller: &mut StartCaller, pipes: &mut Option<HeldPipes>) -> Result<Task> {
+        self.task_events().without_effect(&self.plan.options.warnings);
         let pull_options = self.pull_options()?;
         let output = Output::of(self.settings, &self.plan.options, self.config, &self.container.bundle);
         output.logs.check_writable_by(&self.container.launcher.binary, self.plan.options.process.tty)?;
@@ -218,11 +219,14 @@ impl Start<'_> {
             attempt.write(bundle)
         };
         timeline.step("bundle", self.container.bundle.off_thread(make)).await?;
-        let (held, inherited) = match nomads {
+        let (held, mut inherited) = match nomads {
             Some(held) => (held, Vec::new()),
             None => output.make_own().await?,
         };
         let held = pipes.insert(held);
+        if self.plan.options.process.needs_stdin() {
+            inherited.push(held.make_stdin(&self.container.bundle).await?);
+        }
         // Takes the shim's events until the keeper of the sandbox does.
         let _events = match self.plan.runtime.family {
             Family::Gvisor => Some(self.container.bundle.off_thread(BundleEventSocket::in_bundle).await?),

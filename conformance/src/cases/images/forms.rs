@@ -16,6 +16,7 @@ cases!["images":
     several_starts_of_a_new_image_fetch_it_together,
     an_image_that_was_removed_is_fetched_again,
     a_pull_times_out_for_the_tasks_that_set_a_timeout,
+    the_operators_pull_timeout_is_for_tasks_that_set_none,
 ];
 
 async fn every_form_of_an_image_is_unpacked_with_its_whiteouts(
@@ -114,4 +115,26 @@ async fn a_pull_times_out_for_the_tasks_that_set_a_timeout(
     given_up?;
     started?;
     patient.end(plugin).await
+}
+
+async fn the_operators_pull_timeout_is_for_tasks_that_set_none(case: &CaseContext) -> Result<()> {
+    let mut options = case.options();
+    options["image_pull_timeout"] = json!("1s");
+    let mut plugin = case.plugin_as(&case.launch(), &options).await?;
+    let registry = case.environment().registry();
+    case.environment().catalog().large(1)?.push(registry, "slower", "v1", Form::Oci)?;
+    let image = case.image("slower:v1");
+    registry.pause()?;
+    let hasty = case.prepare(&plugin, &config! { image = image.clone(), command = "true" }).await?;
+    let job = config! { image = image, command = "true", image_pull_timeout = "5m" };
+    let patient = case.prepare(&plugin, &job).await?;
+    let gives_up = async {
+        refused(plugin.start_task(hasty.config.clone()).await, &["slower:v1", "image_pull_timeout", "1s"])?;
+        registry.resume()
+    };
+    let (given_up, started) = tokio::join!(gives_up, plugin.start_task(patient.config.clone()));
+    given_up?;
+    started?;
+    patient.end(&plugin).await?;
+    plugin.shut_down().await
 }

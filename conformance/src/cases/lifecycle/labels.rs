@@ -25,7 +25,8 @@ fn labels(case: &CaseContext) -> Result<BTreeMap<String, String>> {
 
 async fn a_record_bears_the_jobs_labels_and_the_drivers(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     let mut config = case.shell("sleep 600");
-    config["labels"] = json!({"team": "web", "example.com/tier": "front"});
+    // As Nomad sends blocks, of which a job may have several.
+    config["labels"] = json!([{"team": "web"}, {"example.com/tier": "front", "empty": ""}]);
     let task = case.run(plugin, &config).await?;
     let labels = labels(case)?;
     let label = |key: &str| labels.get(key).map(String::as_str);
@@ -38,6 +39,7 @@ async fn a_record_bears_the_jobs_labels_and_the_drivers(case: &CaseContext, plug
         ensure_eq!(label(key), Some(value));
     }
     ensure_eq!(label("com.hashicorp.nomad.job_name"), None);
+    ensure_eq!(label("empty"), None);
     task.end(plugin).await
 }
 
@@ -61,7 +63,7 @@ async fn the_operator_chooses_further_labels(case: &CaseContext) -> Result<()> {
 async fn a_label_that_is_not_a_jobs_to_set_is_refused(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     let long = "x".repeat(4096);
     for (key, value) in
-        [("containerd.io/gc.root", "now"), ("nomad/alloc-id", "another"), ("empty", ""), ("long", &long)]
+        [("containerd.io/gc.root", "now"), ("nomad/alloc-id", "another"), ("", "empty"), ("long", &long)]
     {
         let mut config = case.shell("true");
         config["labels"] = json!({key: value});

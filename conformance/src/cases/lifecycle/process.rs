@@ -17,6 +17,8 @@ cases!["process":
     groups_are_added_by_the_images_names_and_by_number,
     a_group_that_the_image_does_not_know_is_refused_by_name,
     a_dynamic_user_of_nomads_is_its_number,
+    stdin_is_at_its_end_unless_the_task_is_interactive,
+    the_stdin_of_an_interactive_task_stays_open_without_the_plugin,
     a_task_with_a_terminal_has_all_its_output_in_one,
     a_terminals_last_words_are_all_there,
     a_command_that_is_not_there_is_named_with_a_terminal_too,
@@ -39,7 +41,9 @@ async fn an_entrypoint_takes_the_place_of_the_images_and_of_its_command(
         (config! { image = styled, entrypoint = "pwd" }, "/home/app/work\n"),
         // Without an entrypoint, the command is all.
         (config! { image = styled, entrypoint = json!([]), command = "echo", args = ["d e"] }, "d e\n"),
-        (config! { image = busybox, entrypoint = "", command = "echo", args = ["f"] }, "f\n"),
+        // As under docker, an entrypoint of one empty word clears the image's.
+        (config! { image = styled, entrypoint = [""], command = "echo", args = ["f"] }, "f\n"),
+        (config! { image = busybox, entrypoint = "", command = "echo", args = ["g"] }, "g\n"),
     ] {
         let task = case.run(plugin, &config).await?;
         ensure_eq!(task.stdout(plugin).await?, expected);
@@ -92,6 +96,39 @@ async fn a_dynamic_user_of_nomads_is_its_number(case: &CaseContext, plugin: &Plu
     task.start(plugin).await?;
     ensure_eq!(task.stdout(plugin).await?, "80123 80123 /nonexistent\n");
     task.destroy(plugin).await
+}
+
+async fn stdin_is_at_its_end_unless_the_task_is_interactive(
+    case: &CaseContext,
+    plugin: &Plugin,
+) -> Result<()> {
+    let script = "test -p /proc/self/fd/0 && echo pipe || { cat; echo over; }";
+    for (interactive, expected) in
+        [(json!(null), "over\n"), (json!(false), "over\n"), (json!(true), "pipe\n")]
+    {
+        let mut config = case.shell(script);
+        config["interactive"] = interactive;
+        let task = case.run(plugin, &config).await?;
+        ensure_eq!(task.stdout(plugin).await?, expected);
+        task.destroy(plugin).await?;
+    }
+    Ok(())
+}
+
+/// The writing end is the shim's: no end of the plugin's is an end of the task's input.
+async fn the_stdin_of_an_interactive_task_stays_open_without_the_plugin(case: &CaseContext) -> Result<()> {
+    let mut plugin = case.plugin().await?;
+    let mut config = case.shell("echo ready; cat; echo over");
+    config["interactive"] = json!(true);
+    let task = case.run(&plugin, &config).await?;
+    task.alloc.stdout.to_contain("ready\n", LIMIT).await?;
+    let mut plugin = case.next_plugin(&mut plugin).await?;
+    task.recover(&plugin).await?;
+    // With its input at its end, the task would be over by the time that a command in it has run.
+    ensure_eq!(task.exec(&plugin, "pidof cat >/dev/null && echo reads").await?, (0, "reads\n".to_owned()));
+    ensure_eq!(task.alloc.stdout.text(), "ready\n");
+    task.end(&plugin).await?;
+    plugin.shut_down().await
 }
 
 async fn a_task_with_a_terminal_has_all_its_output_in_one(case: &CaseContext, plugin: &Plugin) -> Result<()> {

@@ -198,7 +198,7 @@ async fn in_the_hosts_network_the_hosts_names_count(case: &CaseContext) -> Resul
 
 async fn a_name_or_host_that_can_not_be_is_refused(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     for (option, value, word) in [
-        ("hostname", json!("web_1"), "web_1"),
+        ("hostname", json!("web-.1"), "web-.1"),
         ("extra_hosts", json!(["db"]), "db"),
         ("extra_hosts", json!(["db:elsewhere"]), "elsewhere"),
     ] {

@@ -3,6 +3,7 @@
 pub mod bad_input;
 pub mod coexistence;
 pub mod docker;
+pub mod docker_words;
 pub mod fingerprint;
 pub mod launch;
 pub mod leak_check;

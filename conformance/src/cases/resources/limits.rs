@@ -29,6 +29,7 @@ cases!["limits":
     processors_that_the_task_can_not_have_are_refused,
     swap_is_what_the_job_asks_for_and_else_none,
     memory_is_swapped_out_and_kept_as_the_job_says,
+    a_memory_hard_limit_makes_the_memory_a_reservation,
 ];
 
 /// Command that starts more processes than any limit here and prints `free`. A shell that can't start another process
@@ -169,8 +170,12 @@ async fn a_hard_limit_is_the_tasks_part_of_all_processors(case: &CaseContext) ->
     let limit = task.alloc.cgroup.read("cpu", "cpu.cfs_quota_us", "cpu.max")?;
     ensure!(["-1", "max 100000"].contains(&&*limit), "limited to {limit}");
     task.end(&plugin).await?;
-    plugin.shut_down().await?;
-    start_is_refused(case, "cpu_cfs_period", json!(50_000), &["cpu_hard_limit"]).await
+    // A period alone has no effect, and is no reason to refuse a job of docker's.
+    let task = sleeping(case, &plugin, "cpu_cfs_period", json!(50_000)).await?;
+    let limit = task.alloc.cgroup.read("cpu", "cpu.cfs_quota_us", "cpu.max")?;
+    ensure!(["-1", "max 100000"].contains(&&*limit), "limited to {limit}");
+    task.end(&plugin).await?;
+    plugin.shut_down().await
 }
 
 async fn a_task_runs_on_the_processors_that_the_job_names(case: &CaseContext, plugin: &Plugin) -> Result<()> {
@@ -242,6 +247,22 @@ async fn memory_is_swapped_out_and_kept_as_the_job_says(case: &CaseContext) -> R
         start_is_refused(case, "memory_swappiness", json!(7), &["v2"]).await?;
     }
     Ok(())
+}
+
+async fn a_memory_hard_limit_makes_the_memory_a_reservation(case: &CaseContext) -> Result<()> {
+    let mut plugin = case.plugin().await?;
+    let job = with(case.shell("sleep 600"), "memory_hard_limit", json!(192));
+    for (max, wanted) in [(0, 192), (160, 192), (256, 256)] {
+        let mut task = case.prepare(&plugin, &job).await?;
+        set_memory(&mut task.config, 128, max);
+        task.start(&plugin).await?;
+        let read = |v1, v2| task.alloc.cgroup.read("memory", v1, v2);
+        ensure_eq!(read("memory.limit_in_bytes", "memory.max")?, (wanted * MIB).to_string());
+        ensure_eq!(read("memory.soft_limit_in_bytes", "memory.low")?, (128 * MIB).to_string());
+        task.end(&plugin).await?;
+    }
+    plugin.shut_down().await?;
+    start_is_refused(case, "memory_hard_limit", json!(64), &["128 MiB"]).await
 }
 
 /// Returns the soft and the hard limit of open files of a process.

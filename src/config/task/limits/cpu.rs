@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use crate::config::hclspec::optional;
 use crate::config::number::Number;
-use crate::config::{ConfigError, IdList, value};
+use crate::config::{ConfigError, IdList, Warnings, value};
 
 /// The kernel's bounds of a CFS period, in microseconds.
 const LEAST_PERIOD_US: i64 = 1000;
@@ -41,16 +41,18 @@ pub(super) fn schema() -> Vec<(&'static str, Spec)> {
 }
 
 impl Raw {
-    pub(super) fn decode(self) -> Result<CpuLimits, ConfigError> {
+    pub(super) fn decode(self, warnings: &mut Warnings) -> Result<CpuLimits, ConfigError> {
         let Self { cpu_hard_limit, cpu_cfs_period, cpuset_cpus, cpuset_mems } = self;
         let is_hard = cpu_hard_limit.unwrap_or(false);
-        let period = cpu_cfs_period
+        let period = cpu_cfs_period.filter(|number| !number.is_zero());
+        if period.is_some() && !is_hard {
+            let why = "it is the period of the hard limit, which is not set: set cpu_hard_limit = true";
+            warnings.add("cpu_cfs_period", why);
+        }
+        let period = period
+            .filter(|_| is_hard)
             .map(|number| number.within("cpu_cfs_period", LEAST_PERIOD_US, MOST_PERIOD_US))
             .transpose()?;
-        if let (false, Some(period)) = (is_hard, period) {
-            let why = "it is the period of the hard limit, which is not set: set cpu_hard_limit = true";
-            return Err(value("cpu_cfs_period", period.to_string(), why));
-        }
         let period = u64::try_from(period.unwrap_or(DEFAULT_PERIOD_US)).unwrap_or_default();
         Ok(CpuLimits {
             hard_limit_period_us: is_hard.then_some(period),
@@ -92,9 +94,20 @@ mod tests {
         assert_eq!(cpu(&json!({"cpu_hard_limit": true})).hard_limit_period_us, Some(100_000));
         let both = json!({"cpu_hard_limit": true, "cpu_cfs_period": 50_000});
         assert_eq!(cpu(&both).hard_limit_period_us, Some(50_000));
-        for period in [999, 1_000_001, 50_000] {
-            refusal("cpu_cfs_period", json!(period));
+        let zero = json!({"cpu_hard_limit": true, "cpu_cfs_period": 0});
+        assert_eq!(cpu(&zero).hard_limit_period_us, Some(100_000), "as under docker");
+        for period in [json!(-1), json!(999), json!(1_000_001), json!(5000.5)] {
+            let hard = json!({"image": "redis", "cpu_hard_limit": true, "cpu_cfs_period": period});
+            let error = decode(&hard).unwrap_err().to_string();
+            assert!(error.contains("cpu_cfs_period"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_period_without_a_hard_limit_has_no_effect_and_a_warning() {
+        let soft = decode(&json!({"image": "redis", "cpu_cfs_period": 50_000})).unwrap();
+        assert_eq!(soft.limits.cpu.hard_limit_period_us, None);
+        assert_eq!(soft.warnings.options(), ["cpu_cfs_period"]);
     }
 
     #[test]

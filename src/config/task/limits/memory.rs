@@ -1,4 +1,5 @@
-//! The options `memory_swap`, `memory_swappiness` and `memory_reservation`, as Nomad's podman driver has them.
+//! The options `memory_swap`, `memory_swappiness` and `memory_reservation`, as Nomad's podman driver has them, and
+//! `memory_hard_limit`, as its docker driver has it.
 
 use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
@@ -16,6 +17,8 @@ pub(crate) struct MemoryLimits {
     pub swappiness: Option<u64>,
     /// Memory that the kernel leaves to the task while others want it, in bytes.
     pub reservation_bytes: Option<i64>,
+    /// Limit of memory in MiB, with which Nomad's `memory` is the reservation.
+    pub hard_limit_mib: Option<i64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +33,7 @@ pub(super) struct Raw {
     memory_swap: Option<String>,
     memory_swappiness: Option<Number>,
     memory_reservation: Option<String>,
+    memory_hard_limit: Option<Number>,
 }
 
 pub(super) fn schema() -> Vec<(&'static str, Spec)> {
@@ -37,12 +41,13 @@ pub(super) fn schema() -> Vec<(&'static str, Spec)> {
         ("memory_swap", optional("memory_swap", "string")),
         ("memory_swappiness", optional("memory_swappiness", "number")),
         ("memory_reservation", optional("memory_reservation", "string")),
+        ("memory_hard_limit", optional("memory_hard_limit", "number")),
     ]
 }
 
 impl Raw {
     pub(super) fn decode(self) -> Result<MemoryLimits, ConfigError> {
-        let Self { memory_swap, memory_swappiness, memory_reservation } = self;
+        let Self { memory_swap, memory_swappiness, memory_reservation, memory_hard_limit } = self;
         let swap = |text: String| match text.as_str() {
             "-1" => Ok(Swap::Unlimited),
             _ => amount("memory_swap", text).map(Swap::TotalBytes),
@@ -50,6 +55,7 @@ impl Raw {
         let swappiness =
             memory_swappiness.map(|number| number.within("memory_swappiness", 0, 100)).transpose()?;
         let given = |text: &String| !text.is_empty();
+        let hard_limit = memory_hard_limit.map(|number| number.within("memory_hard_limit", 0, i64::MAX));
         Ok(MemoryLimits {
             swap: memory_swap.filter(given).map(swap).transpose()?,
             swappiness: swappiness.and_then(|swappiness| u64::try_from(swappiness).ok()),
@@ -57,6 +63,7 @@ impl Raw {
                 .filter(given)
                 .map(|text| amount("memory_reservation", text))
                 .transpose()?,
+            hard_limit_mib: hard_limit.transpose()?.filter(|mib| *mib > 0),
         })
     }
 }
@@ -80,12 +87,14 @@ mod tests {
     fn memory_sizes_follow_docker() {
         let options = json!({
             "image": "x", "memory_swap": "180m", "memory_swappiness": 60, "memory_reservation": "100m",
+            "memory_hard_limit": 160,
         });
         let memory = decode(&options).unwrap().limits.memory;
         let wanted = MemoryLimits {
             swap: Some(Swap::TotalBytes(180 << 20)),
             swappiness: Some(60),
             reservation_bytes: Some(100 << 20),
+            hard_limit_mib: Some(160),
         };
         assert_eq!(memory, wanted);
         let unlimited = decode(&json!({"image": "x", "memory_swap": "-1"})).unwrap().limits.memory;
@@ -94,5 +103,9 @@ mod tests {
         refusal("memory_swap", json!("0"));
         refusal("memory_swappiness", json!(101));
         refusal("memory_reservation", json!("-1"));
+        let unset = decode(&json!({"image": "x", "memory_hard_limit": 0})).unwrap().limits.memory;
+        assert_eq!(unset, MemoryLimits::default());
+        refusal("memory_hard_limit", json!(-1));
+        refusal("memory_hard_limit", json!(0.5));
     }
 }

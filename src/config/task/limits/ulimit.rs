@@ -2,14 +2,11 @@
 //!
 //! Source of the facts: getrlimit(2); docker's command line for the names and for -1.
 
-use std::collections::BTreeMap;
-
 use oci_spec::runtime::PosixRlimitType;
+use serde_json::Value;
 
 use crate::config::number::Number;
-use crate::config::{ConfigError, value};
-
-pub(super) type Raw = BTreeMap<String, Option<String>>;
+use crate::config::{ConfigError, string_map, value};
 
 const FILES: &str = "nofile";
 const KINDS: [(&str, PosixRlimitType); 16] = [
@@ -43,8 +40,8 @@ pub(crate) struct Rlimit {
 ///
 /// # Errors
 /// Names the option, and the limit that is unknown or has an invalid value.
-pub(super) fn decode(ulimit: Option<Raw>, file_limit: Option<Number>) -> Result<Vec<Rlimit>, ConfigError> {
-    let mut ulimit = ulimit.unwrap_or_default();
+pub(super) fn decode(ulimit: Option<Value>, file_limit: Option<Number>) -> Result<Vec<Rlimit>, ConfigError> {
+    let mut ulimit = string_map::decode("ulimit", ulimit)?;
     if let Some(number) = file_limit {
         let files = number.within("file_limit", 1, i64::MAX)?;
         if ulimit.contains_key(FILES) {
@@ -91,6 +88,8 @@ mod tests {
             of(PosixRlimitType::RlimitNofile, 2048, 4096),
             of(PosixRlimitType::RlimitNproc, 5, 5),
         ];
+        assert_eq!(decode(&options).unwrap().limits.rlimits, wanted);
+        let options = json!({"image": "x", "ulimit": [{"nproc": 5}, {"core": "-1", "nofile": "2048:4096"}]});
         assert_eq!(decode(&options).unwrap().limits.rlimits, wanted);
     }
 

@@ -3,15 +3,18 @@
 
 use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::fstab::{Fstab, is_propagation};
-use super::{HostSource, JobMount, MountSource, target};
+use super::{HostSource, JobMount, MountSource, NAMED_VOLUME, is_local_driver, target};
 use crate::config::hclspec::{block, object, optional};
+use crate::config::number::Number;
 use crate::config::size::RawSize;
-use crate::config::{ConfigError, reject_nulls, value};
+use crate::config::{ConfigError, Warnings, reject_nulls, string_map, value};
 
 /// Default options of a job's tmpfs: those of the Go driver, except what data in memory doesn't need.
 const TMPFS_DEFAULTS: [&str; 2] = ["nosuid", "nodev"];
+const MAX_MODE: i64 = 0o7777;
 
 #[derive(Deserialize)]
 pub(super) struct RawMount {
@@ -22,6 +25,7 @@ pub(super) struct RawMount {
     readonly: Option<bool>,
     bind_options: Option<RawBind>,
     tmpfs_options: Option<RawTmpfs>,
+    volume_options: Option<RawVolume>,
 }
 
 #[derive(Deserialize)]
@@ -32,10 +36,29 @@ struct RawBind {
 #[derive(Deserialize)]
 struct RawTmpfs {
     size: Option<RawSize>,
-    mode: Option<u32>,
+    mode: Option<Number>,
+}
+
+/// Options of a volume. `no_copy` is not read, since the image's files are never copied into a volume.
+#[derive(Deserialize)]
+struct RawVolume {
+    labels: Option<Value>,
+    driver_config: Option<RawDriver>,
+}
+
+#[derive(Deserialize)]
+struct RawDriver {
+    name: Option<String>,
+    options: Option<Value>,
 }
 
 pub(super) fn schema() -> Spec {
+    let driver = object([("name", optional("name", "string")), ("options", string_map::schema("options"))]);
+    let volume = object([
+        ("no_copy", optional("no_copy", "bool")),
+        ("labels", string_map::schema("labels")),
+        ("driver_config", block("driver_config", driver)),
+    ]);
     object([
         ("type", optional("type", "string")),
         ("target", optional("target", "string")),
@@ -50,33 +73,49 @@ pub(super) fn schema() -> Spec {
                 object([("size", optional("size", "string")), ("mode", optional("mode", "number"))]),
             ),
         ),
+        ("volume_options", block("volume_options", volume)),
     ])
 }
 
 impl RawMount {
-    /// Decodes a mount of the block `option`.
+    /// Decodes a mount of the block `option`. Options for mounts of another type than this one's have no effect, as
+    /// under docker.
     ///
     /// # Errors
     /// Says what is invalid in the mount.
-    pub(super) fn decode(self, option: &'static str) -> Result<JobMount, ConfigError> {
-        let Self { r#type, target, source, options, readonly, bind_options, tmpfs_options } = self;
+    pub(super) fn decode(
+        self,
+        option: &'static str,
+        warnings: &mut Warnings,
+    ) -> Result<JobMount, ConfigError> {
+        let Self { r#type, target, source, options, readonly, bind_options, tmpfs_options, volume_options } =
+            self;
         let target = target::decode(option, target)?;
         let refuse =
             |what: &str, why: &str| Err(value(option, what, format!("in the mount at {target}: {why}")));
         let kind = r#type.filter(|kind| !kind.is_empty()).unwrap_or_else(|| "volume".to_owned());
         let source = source.filter(|source| !source.is_empty());
         let mut list = reject_nulls(option, options)?;
-        if bind_options.is_some() && kind == "tmpfs" {
-            return refuse("bind_options", "only a mount of type bind or volume has them");
+        let mut of_others = |name: &str, is_given: bool, kinds: &[&str]| {
+            if is_given && !kinds.contains(&kind.as_str()) {
+                let kinds = kinds.join(" or ");
+                warnings.add(option, format!("the mount at {target} has {name}, which only a {kinds} has"));
+            }
+        };
+        of_others("bind_options", bind_options.is_some(), &["bind", "volume"]);
+        of_others("tmpfs_options", tmpfs_options.is_some(), &["tmpfs"]);
+        of_others("volume_options", volume_options.is_some(), &["volume"]);
+        if let Some(volume) = volume_options.filter(|_| kind == "volume") {
+            volume.check(option, &target, warnings)?;
         }
-        if tmpfs_options.is_some() && kind != "tmpfs" {
-            return refuse("tmpfs_options", "only a mount of type tmpfs has them");
-        }
-        let says_how = !list.is_empty() || readonly.is_some();
+        let bind_options = bind_options.filter(|_| kind != "tmpfs");
+        let tmpfs_options = tmpfs_options.filter(|_| kind == "tmpfs");
+        let says_how = !list.is_empty();
         if let Some(readonly) = readonly {
             list.push(if readonly { "ro" } else { "rw" }.to_owned());
         }
-        if let Some(propagation) = bind_options.and_then(|options| options.propagation) {
+        let propagation = bind_options.and_then(|options| options.propagation);
+        if let Some(propagation) = propagation.filter(|propagation| !propagation.is_empty()) {
             if !is_propagation(&propagation) {
                 return refuse(
                     &propagation,
@@ -86,10 +125,10 @@ impl RawMount {
             list.push(propagation);
         }
         if let Some(RawTmpfs { size, mode }) = tmpfs_options {
-            if let Some(size) = size {
-                list.push(format!("size={}", size.bytes(option)?));
-            }
-            list.extend(mode.map(|mode| format!("mode={mode:o}")));
+            let size = size.map(|size| size.bytes_unless_zero(option)).transpose()?.flatten();
+            list.extend(size.map(|size| format!("size={size}")));
+            let mode = mode.map(|mode| mode.within(option, 0, MAX_MODE)).transpose()?;
+            list.extend(mode.filter(|mode| *mode != 0).map(|mode| format!("mode={mode:o}")));
         }
         let is_listed = list.iter().any(|given| matches!(given.as_str(), "bind" | "rbind"));
         let options = Fstab::new(option, &target, list)?;
@@ -102,13 +141,11 @@ impl RawMount {
             ("volume", None) if !is_listed => (MountSource::Volume, options.of_bind()?),
             ("bind" | "volume", None) => return refuse("", "a bind needs a source, a path on the host"),
             ("volume", Some(name)) if !name.starts_with('/') && !is_listed => {
-                let why = "a named volume would outlive the allocation: use Nomad's volume and volume_mount; for a path on the \
-                 host set type = \"bind\"; without a source the volume is the allocation's";
-                return refuse(&name, why);
+                return refuse(&name, NAMED_VOLUME);
             }
             ("bind" | "volume", Some(path)) => {
-                // Docker's `mount` may leave out the access mode, which then is read and write.
-                if says_how || option == "mounts" {
+                // Docker's form may leave out the access mode, which then is read and write.
+                if says_how {
                     require_access(&options, readonly.is_some(), is_listed)?;
                 }
                 let source = HostSource { path: path.into(), is_made: false, is_labelled: false };
@@ -117,6 +154,28 @@ impl RawMount {
             (other, _) => return refuse(other, "the type must be volume, bind or tmpfs"),
         };
         Ok(JobMount { option, target, source, options })
+    }
+}
+
+impl RawVolume {
+    /// Checks the options of a volume, which is empty and goes with the allocation.
+    fn check(self, option: &'static str, target: &str, warnings: &mut Warnings) -> Result<(), ConfigError> {
+        let Self { labels, driver_config } = self;
+        if !string_map::decode(option, labels)?.is_empty() {
+            let why =
+                format!("the volume at {target} has labels, and a directory of the allocation has none");
+            warnings.add(option, why);
+        }
+        let Some(RawDriver { name, options }) = driver_config else { return Ok(()) };
+        is_local_driver(option, name)?;
+        match string_map::decode(option, options)?.into_iter().next() {
+            None => Ok(()),
+            Some((name, text)) => {
+                let why = "a volume has no options of a volume driver; use Nomad's volume and volume_mount, or mount on the \
+                           host and set type = \"bind\"";
+                Err(value(option, format!("{name} = {:?}", text.unwrap_or_default()), why))
+            }
+        }
     }
 }
 
@@ -136,7 +195,7 @@ mod tests {
 
     use super::*;
     use crate::config::task::mounts::tests::mounts;
-    use crate::config::task::tests::refusal;
+    use crate::config::task::tests::{decode, refusal};
 
     fn one(option: &str, mount: &Value) -> JobMount {
         let mut options = json!({});
@@ -158,7 +217,10 @@ mod tests {
             |options: Value| json!({"type": "bind", "target": "/t", "source": "/s", "options": options});
         let made = one("mounts", &bind(json!(["rbind", "ro"])));
         assert_eq!((made.source, made.options.join(",")), (host("/s"), "rbind,ro,rprivate".to_owned()));
-        for options in [json!(null), json!([]), json!(["ro"]), json!(["rbind"]), json!(["rw", "nosuid"])] {
+        for options in [json!(null), json!([])] {
+            assert_eq!(one("mounts", &bind(options)).options.join(","), "rbind,rprivate", "docker's form");
+        }
+        for options in [json!(["ro"]), json!(["rbind"]), json!(["rw", "nosuid"])] {
             let error = refused(&bind(options));
             assert!(error.contains("/t") && error.contains("\"rbind\", \"ro\""), "{error}");
         }
@@ -180,7 +242,41 @@ mod tests {
         assert_eq!(made.source, host("local/s"));
         let error = refused(&json!({"type": "volume", "target": "/t", "source": "cache"}));
         assert!(error.contains("cache") && error.contains("volume_mount"), "{error}");
-        refused(&json!({"type": "volume", "target": "/t", "source": "/s"}));
+    }
+
+    #[test]
+    fn volume_options_have_no_effect_or_are_refused() {
+        let decoded = |options: Value| {
+            let mount = json!({"target": "/t", "volume_options": options});
+            decode(&json!({"image": "x", "mount": [mount]}))
+        };
+        let quiet = json!({"no_copy": true, "labels": [], "driver_config": {"name": "local", "options": {}}});
+        assert!(decoded(quiet).unwrap().warnings.is_empty());
+        assert_eq!(decoded(json!({"labels": [{"a": "b"}]})).unwrap().warnings.options(), ["mount"]);
+        for (driver, words) in [
+            (json!({"name": "pxd"}), ["pxd", "CSI"]),
+            (json!({"name": "local", "options": [{"device": ":/nfs"}]}), ["device", "type = \"bind\""]),
+        ] {
+            let error = decoded(json!({"driver_config": driver})).unwrap_err().to_string();
+            assert!(words.iter().all(|word| error.contains(word)), "{error}");
+        }
+    }
+
+    #[test]
+    fn options_of_mounts_of_another_type_have_no_effect() {
+        for (mount, words) in [
+            (
+                json!({"type": "tmpfs", "target": "/t", "bind_options": {"propagation": "rslave"}}),
+                "bind_options",
+            ),
+            (json!({"target": "/t", "tmpfs_options": {"mode": 511}}), "tmpfs_options"),
+            (json!({"type": "tmpfs", "target": "/t", "volume_options": {"no_copy": true}}), "volume_options"),
+        ] {
+            let options = decode(&json!({"image": "x", "mount": [mount]})).unwrap();
+            let texts: Vec<_> = options.warnings.texts().collect();
+            assert!(texts.len() == 1 && texts[0].contains("/t") && texts[0].contains(words), "{texts:?}");
+            assert!(!options.mounts.list[0].options.iter().any(|option| option == "rslave"));
+        }
     }
 
     #[test]
@@ -195,8 +291,10 @@ mod tests {
         assert_eq!(bind(json!({"bind_options": {"propagation": "rslave"}})), "rbind,rslave");
         let tmpfs = json!({"type": "tmpfs", "target": "/t", "tmpfs_options": {"size": 4096, "mode": 511}});
         assert_eq!(one("mount", &tmpfs).options.join(","), "nodev,nosuid,size=4096,mode=777");
-        refused(&json!({"type": "tmpfs", "target": "/t", "bind_options": {"propagation": "rslave"}}));
-        refused(&json!({"target": "/t", "tmpfs_options": {"mode": 511}}));
+        assert_eq!(bind(json!({"bind_options": {"propagation": ""}})), "rbind,rprivate");
+        let unset = json!({"type": "tmpfs", "target": "/t", "tmpfs_options": {"size": 0, "mode": 0}});
+        assert_eq!(one("mount", &unset).options.join(","), "nodev,nosuid");
+        refused(&json!({"type": "tmpfs", "target": "/t", "tmpfs_options": {"mode": 4096}}));
         refused(&json!({"target": "/t", "bind_options": {"propagation": "up"}}));
         refused(&json!({"target": "/t", "readonly": true, "options": ["rw"]}));
     }

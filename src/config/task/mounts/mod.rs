@@ -18,7 +18,7 @@ use serde::Deserialize;
 use crate::config::hclspec::{block_list, optional};
 use crate::config::plugin::{Access, ResolvedPath, TaskDirectory, Volumes};
 use crate::config::size::RawSize;
-use crate::config::{ConfigError, reject_nulls, value};
+use crate::config::{ConfigError, Warnings, reject_nulls, value};
 
 /// Maximum number of a job's own mounts. The source of each is held open by a descriptor while the image is pulled, and
 /// the plugin's descriptors are shared by all tasks of the node.
@@ -70,6 +70,7 @@ pub(super) struct Raw {
     mount: Option<Vec<long::RawMount>>,
     mounts: Option<Vec<long::RawMount>>,
     volumes: Option<Vec<Option<String>>>,
+    volume_driver: Option<String>,
     tmpfs: Option<Vec<Option<String>>>,
     shm_size: Option<RawSize>,
 }
@@ -79,6 +80,7 @@ pub(super) fn schema() -> Vec<(&'static str, Spec)> {
         ("mount", block_list("mount", long::schema())),
         ("mounts", block_list("mounts", long::schema())),
         ("volumes", optional("volumes", "list(string)")),
+        ("volume_driver", optional("volume_driver", "string")),
         ("tmpfs", optional("tmpfs", "list(string)")),
         // A number in the job arrives as a string.
         ("shm_size", optional("shm_size", "string")),
@@ -86,16 +88,17 @@ pub(super) fn schema() -> Vec<(&'static str, Spec)> {
 }
 
 impl Raw {
-    pub(super) fn decode(self) -> Result<Mounts, ConfigError> {
-        let Self { mount, mounts, volumes, tmpfs, shm_size } = self;
+    pub(super) fn decode(self, warnings: &mut Warnings) -> Result<Mounts, ConfigError> {
+        let Self { mount, mounts, volumes, volume_driver, tmpfs, shm_size } = self;
+        let has_driver = is_local_driver("volume_driver", volume_driver)?;
         let mut list = Vec::new();
         for (option, raw) in [("mounts", mounts), ("mount", mount)] {
             for raw in raw.unwrap_or_default() {
-                list.push(raw.decode(option)?);
+                list.push(raw.decode(option, warnings)?);
             }
         }
         for text in reject_nulls("volumes", volumes)? {
-            list.push(short::volume(&text)?);
+            list.push(short::volume(&text, has_driver)?);
         }
         for text in reject_nulls("tmpfs", tmpfs)? {
             list.push(short::tmpfs(&text)?);
@@ -111,13 +114,33 @@ impl Raw {
                 return Err(mount.refusal("another mount has this target; choose another one"));
             }
         }
-        let shm_size_bytes = shm_size.map(|size| size.bytes("shm_size")).transpose()?;
+        let shm_size_bytes = shm_size.map(|size| size.bytes_unless_zero("shm_size")).transpose()?.flatten();
         if shm_size_bytes.is_some()
             && let Some(shm) = list.iter().find(|mount| mount.target == "/dev/shm")
         {
             return Err(shm.refusal("the option shm_size is set as well; leave out one of them"));
         }
         Ok(Mounts { list, shm_size_bytes })
+    }
+}
+
+/// The reason that a volume with a name is refused, and the way out.
+const NAMED_VOLUME: &str = "a named volume would outlive the allocation: use Nomad's volume and volume_mount; for a path \
+                            on the host set type = \"bind\"; without a source the volume is the allocation's";
+
+/// Decodes the name of a volume driver, and returns whether there is one. Docker's own, `local`, needs no plugin.
+///
+/// # Errors
+/// Names the option of another driver, whose plugins need docker's daemon.
+fn is_local_driver(option: &'static str, driver: Option<String>) -> Result<bool, ConfigError> {
+    match driver.unwrap_or_default() {
+        driver if driver.is_empty() => Ok(false),
+        driver if driver == "local" => Ok(true),
+        driver => {
+            let why = "docker's volume plugins are not run; use Nomad's volume and volume_mount, with a host volume or a CSI \
+                       plugin of the storage";
+            Err(value(option, driver, why))
+        }
     }
 }
 
@@ -254,7 +277,23 @@ mod tests {
         assert_eq!(size(json!(null)), None);
         assert_eq!(size(json!(1024)), Some(1024));
         assert_eq!(size(json!("128m")), Some(128 << 20));
+        assert_eq!(size(json!(0)), None, "docker's word for the default");
         refusal("shm_size", json!("big"));
-        refusal("shm_size", json!("0"));
+        refusal("shm_size", json!("-1"));
+    }
+
+    #[test]
+    fn docker_volume_plugins_are_refused() {
+        let with_driver = |driver: &str, volume: &str| {
+            decode(&json!({"image": "x", "volume_driver": driver, "volumes": [volume]}))
+                .map(|options| options.mounts.list.len())
+                .map_err(|error| error.to_string())
+        };
+        assert_eq!(with_driver("", "name:/data"), Ok(1), "a path in the task's directory");
+        assert_eq!(with_driver("local", "/srv/data:/data"), Ok(1));
+        let error = with_driver("local", "name:/data").unwrap_err();
+        assert!(error.contains("volumes") && error.contains("volume_mount"), "{error}");
+        let error = with_driver("pxd", "/srv/data:/data").unwrap_err();
+        assert!(error.contains("volume_driver") && error.contains("pxd") && error.contains("CSI"), "{error}");
     }
 }

@@ -1,17 +1,22 @@
 //! The options `volumes` and `tmpfs`: a mount as one string, in the format of docker's command line.
 
 use super::fstab::Fstab;
-use super::{HostSource, JobMount, MountSource, target};
+use super::{HostSource, JobMount, MountSource, NAMED_VOLUME, target};
 use crate::config::{ConfigError, value};
 
 /// Docker's default options of a tmpfs.
 const TMPFS_DEFAULTS: [&str; 3] = ["nosuid", "nodev", "noexec"];
 
-/// Decodes `source:target[:options]`, or a target alone.
+/// Words that ask docker for a label or for nothing: the image's files are never copied into a volume, and a host has
+/// no copy of its files whose consistency there would be something to say about.
+const WITHOUT_OPTION: [&str; 6] = ["z", "Z", "nocopy", "consistent", "cached", "delegated"];
+
+/// Decodes `source:target[:options]`, or a target alone. With a volume driver of docker's (`has_driver`) a source that
+/// is no absolute path is the name of a volume; without one it is in the task's directory.
 ///
 /// # Errors
 /// Says what in it is invalid.
-pub(super) fn volume(text: &str) -> Result<JobMount, ConfigError> {
+pub(super) fn volume(text: &str, has_driver: bool) -> Result<JobMount, ConfigError> {
     let option = "volumes";
     let (source, target, options) = match text.split(':').collect::<Vec<_>>()[..] {
         [target] => (None, target, ""),
@@ -25,12 +30,14 @@ pub(super) fn volume(text: &str) -> Result<JobMount, ConfigError> {
     if source == Some("") {
         return Err(value(option, text, "the source is missing in front of the \":\""));
     }
+    if has_driver && source.is_some_and(|source| !source.starts_with('/')) {
+        return Err(value(option, text, NAMED_VOLUME));
+    }
     let target = target::decode(option, Some(target.to_owned()))?;
     let mut list: Vec<String> =
         options.split(',').filter(|option| !option.is_empty()).map(str::to_owned).collect();
     let is_labelled = list.iter().any(|option| matches!(option.as_str(), "z" | "Z"));
-    // `nocopy` needs no action, since the image's files are never copied into a volume.
-    list.retain(|option| !matches!(option.as_str(), "z" | "Z" | "nocopy"));
+    list.retain(|option| !WITHOUT_OPTION.contains(&option.as_str()));
     let options = Fstab::new(option, &target, list)?.of_bind()?;
     let source = source.map_or(MountSource::Volume, |path| {
         MountSource::Host(HostSource { path: path.into(), is_made: true, is_labelled })
@@ -57,6 +64,10 @@ mod tests {
 
     use super::*;
 
+    fn volume(text: &str) -> Result<JobMount, ConfigError> {
+        super::volume(text, false)
+    }
+
     #[test]
     fn a_volume_is_a_source_a_target_and_options() {
         let host = |mount: &JobMount| match &mount.source {
@@ -66,7 +77,7 @@ mod tests {
         let plain = volume("local/x:/x").unwrap();
         assert_eq!((plain.target.as_str(), plain.options.join(",")), ("/x", "rbind,rprivate".to_owned()));
         assert_eq!(host(&plain), (Path::new("local/x").to_owned(), false));
-        let all = volume("/srv/x:/x/:ro,Z,rslave,nocopy").unwrap();
+        let all = volume("/srv/x:/x/:ro,Z,rslave,nocopy,cached").unwrap();
         assert_eq!((all.target.as_str(), all.options.join(",")), ("/x", "rbind,ro,rslave".to_owned()));
         assert_eq!(host(&all), (Path::new("/srv/x").to_owned(), true));
         assert_eq!(volume("/x").unwrap().source, MountSource::Volume);

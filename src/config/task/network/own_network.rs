@@ -33,6 +33,7 @@ pub(super) struct Raw {
     ipv4_address: Option<String>,
     ipv6_address: Option<String>,
     mac_address: Option<String>,
+    static_mac: Option<String>,
     network_aliases: Option<Vec<Option<String>>>,
     advertise_ipv6_address: Option<bool>,
     bandwidth: Option<bandwidth::Raw>,
@@ -44,6 +45,7 @@ pub(super) fn schema() -> Vec<(&'static str, Spec)> {
         ("ipv4_address", optional("ipv4_address", "string")),
         ("ipv6_address", optional("ipv6_address", "string")),
         ("mac_address", optional("mac_address", "string")),
+        ("static_mac", optional("static_mac", "string")),
         ("network_aliases", optional("network_aliases", "list(string)")),
         ("advertise_ipv6_address", default("advertise_ipv6_address", "bool", "false")),
         ("bandwidth", bandwidth::schema()),
@@ -57,6 +59,7 @@ impl Raw {
             ipv4_address,
             ipv6_address,
             mac_address,
+            static_mac,
             network_aliases,
             advertise_ipv6_address,
             bandwidth,
@@ -66,7 +69,7 @@ impl Raw {
             ports: reject_nulls("ports", ports)?,
             ipv4: given(ipv4_address).map(|text| address("ipv4_address", text)).transpose()?,
             ipv6: given(ipv6_address).map(|text| address("ipv6_address", text)).transpose()?,
-            mac: given(mac_address).map(mac).transpose()?,
+            mac: mac_of(given(mac_address), given(static_mac))?,
             aliases: aliases(reject_nulls("network_aliases", network_aliases)?)?,
             advertise_ipv6: advertise_ipv6_address.unwrap_or(false),
             bandwidth: bandwidth.unwrap_or_default().decode()?,
@@ -90,7 +93,19 @@ where
     }
 }
 
-fn mac(text: String) -> Result<String, ConfigError> {
+/// Decodes the MAC address from docker's option or podman's.
+fn mac_of(mac_address: Option<String>, static_mac: Option<String>) -> Result<Option<String>, ConfigError> {
+    let docker = mac_address.map(|text| mac("mac_address", text)).transpose()?;
+    let podman = static_mac.map(|text| mac("static_mac", text)).transpose()?;
+    match (docker, podman) {
+        (Some(docker), Some(podman)) if docker != podman => {
+            Err(ConfigError::Conflict { option: "mac_address", other: "static_mac" })
+        }
+        (docker, podman) => Ok(docker.or(podman)),
+    }
+}
+
+fn mac(option: &'static str, text: String) -> Result<String, ConfigError> {
     let is_byte = |part: &str| part.len() == 2 && part.bytes().all(|digit| digit.is_ascii_hexdigit());
     let byte = |part: &str| u8::from_str_radix(part, 16).ok().filter(|_| is_byte(part));
     let bytes: Option<Vec<u8>> = text.split([':', '-']).map(byte).collect();
@@ -99,7 +114,7 @@ fn mac(text: String) -> Result<String, ConfigError> {
             Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":"))
         }
         _ => Err(value(
-            "mac_address",
+            option,
             text,
             "it must be six pairs of hexadecimal digits, such as \"02:68:b3:29:da:98\", and not a multicast address",
         )),
@@ -109,7 +124,11 @@ fn mac(text: String) -> Result<String, ConfigError> {
 fn aliases(names: Vec<String>) -> Result<Vec<String>, ConfigError> {
     let checked = |name: String| match names::is_hostname(&name) {
         true => Ok(name),
-        false => Err(value("network_aliases", name, "it must be a host name: letters, digits and hyphens")),
+        false => Err(value(
+            "network_aliases",
+            name,
+            "it must be a host name: letters, digits, hyphens and underscores",
+        )),
     };
     names.into_iter().map(checked).collect()
 }
@@ -151,6 +170,11 @@ mod tests {
         .network
         .own_network;
         assert_eq!(own_network.mac.as_deref(), Some("02:68:b3:29:da:98"));
+        let by_podman = json!({"network_mode": "bridge", "static_mac": "02:68:b3:29:da:98"});
+        assert_eq!(of(&by_podman).network.own_network.mac, own_network.mac);
+        let mut two = by_podman;
+        two["mac_address"] = json!("02:68:b3:29:da:99");
+        refused(&two, &["mac_address", "static_mac"]);
         let rate = |bytes_per_second, burst_bytes| Some(Rate { bytes_per_second, burst_bytes });
         let bandwidth = Bandwidth { ingress: rate(1 << 20, 1 << 20), egress: rate(2 << 10, 64 << 10) };
         assert_eq!(own_network.bandwidth, bandwidth);
@@ -164,6 +188,7 @@ mod tests {
             ("ipv6_address", json!("::1")),
             ("mac_address", json!("01:00:5e:00:00:01")),
             ("mac_address", json!("02:00")),
+            ("static_mac", json!("02:00")),
             ("mac_address", json!("02:00:00:00:00:+1")),
             ("network_aliases", json!(["a b"])),
             ("bandwidth", json!({"ingress_rate": "fast"})),
