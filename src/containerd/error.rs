@@ -93,6 +93,11 @@ impl Error {
         matches!(self, Self::Image { error, .. } if error.is_retryable())
     }
 
+    /// Returns whether the registry doesn't have it.
+    pub(super) fn is_not_in_registry(&self) -> bool {
+        matches!(self, Self::Image { error: ImageError::NotInRegistry { .. }, .. })
+    }
+
     /// Returns whether content from the registry did not match its digest or size.
     pub(super) fn is_damaged(&self) -> bool {
         matches!(self, Self::Image { error, .. } if error.is_damaged())

@@ -6,6 +6,7 @@ pub(crate) mod archive_index;
 pub(crate) mod digest;
 mod error;
 pub(crate) mod go_json;
+pub(crate) mod index_search;
 pub(crate) mod manifest;
 pub(crate) mod platform;
 mod reference;

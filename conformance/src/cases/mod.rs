@@ -54,6 +54,7 @@ pub fn all() -> Vec<Case> {
         images::pulls::cases(),
         images::load::cases(),
         images::pull_policy::cases(),
+        images::odd_documents::cases(),
         images::hostile_images::cases(),
         images::hostile_layers::cases(),
         lifecycle::run::cases(),

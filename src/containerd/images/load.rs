@@ -12,7 +12,7 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use oci_spec::image::{Descriptor, Digest, ImageConfiguration, ImageManifest, MediaType};
+use oci_spec::image::{Descriptor, Digest, ImageManifest, MediaType};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, timeout_at};
@@ -22,7 +22,6 @@ use super::content::{Ingest, Role};
 use super::lease::{Outcome, PullLease};
 use super::local::LocalImage;
 use super::observers::Observers;
-use super::pull::bare;
 use super::store::Documents;
 use super::unpack::Unpacking;
 use super::wait::Wait;
@@ -32,10 +31,8 @@ use crate::image::Reference;
 use crate::image::archive::{self, Archive, Extent, ReadTerms, Scratch};
 use crate::image::archive_index::{self, Form};
 use crate::image::digest::{self, check_blob, check_digest};
-use crate::image::go_json;
-use crate::image::manifest::{
-    self, CONFIG_LIMIT_BYTES, Document, LAYERS_LIMIT, Layout, MANIFEST_LIMIT_BYTES,
-};
+use crate::image::index_search::{Chosen, IndexSearch};
+use crate::image::manifest::{self, CONFIG_LIMIT_BYTES, LAYERS_LIMIT, Layout, MANIFEST_LIMIT_BYTES};
 
 /// Bytes of a layer read and written at once, well below the daemon's limit for a message.
 const PART_BYTES: u64 = 1024 * 1024;
@@ -205,62 +202,62 @@ async fn find(source: Source, terms: ReadTerms) -> Result<Found, Error> {
         let chosen = archive_index::choose(&images, wanted.as_ref())?;
         let named =
             wanted.or_else(|| chosen.name()).map_or_else(|| "image".to_owned(), |name| name.without_digest());
-        let (manifest_digest, documents, extents) = match &chosen.form {
+        let (documents, extents) = match &chosen.form {
             Form::Oci(descriptor) => of_oci(&archive, descriptor)?,
             Form::Docker { config, layers } => of_docker(&archive, config, layers)?,
         };
-        let layout = Layout::new(&manifest_digest, &documents.manifest, &documents.config, &host())?;
+        let Documents { chosen, config } = &documents;
+        let digest = chosen.descriptor.digest().as_ref();
+        let layout = Layout::new(digest, &chosen.manifest, config, &host(), chosen.is_named)?;
         archive.terms().check_image_size(layout.size_bytes())?;
-        let name = format!("{NAME_PREFIX}{named}@{}", documents.target.digest());
+        let name = format!("{NAME_PREFIX}{named}@{}", documents.chosen.target().digest());
         Ok(Found { archive: Arc::new(archive), name, documents, extents, layout: Arc::new(layout) })
     })
     .await
     .map_err(|error| error.during("look into it"))
 }
 
-type Parts = (String, Documents, Vec<Extent>);
+type Parts = (Documents, Vec<Extent>);
 
 fn of_oci(archive: &Archive, target: &Descriptor) -> Result<Parts, ImageError> {
-    let read = |descriptor: &Descriptor, limit_bytes| {
-        digest::check_algorithm(descriptor)?;
-        let bytes = archive.read(&archive_index::blob_path(descriptor), limit_bytes)?;
-        check_blob(descriptor, &bytes)?;
-        Ok::<_, ImageError>(bytes)
-    };
-    let target_bytes = read(target, MANIFEST_LIMIT_BYTES)?;
-    let (media_type, document) = manifest::parse(target.media_type().as_ref(), &target_bytes)?;
-    let (manifest, chosen) = match document {
-        Document::Manifest(manifest) => (manifest, None),
-        Document::Index(index) => {
-            let (place, descriptor) = manifest::choose(&index, &host())?;
-            let bytes = read(descriptor, MANIFEST_LIMIT_BYTES)?;
-            match manifest::parse(descriptor.media_type().as_ref(), &bytes)?.1 {
-                Document::Manifest(manifest) => (manifest, Some((place, bare(descriptor), bytes))),
-                Document::Index(_) => return Err(ImageError::unsupported("an index in an index")),
+    let path = archive_index::blob_path;
+    let mut search = IndexSearch::from(target, &host());
+    let mut missing = None;
+    let chosen = loop {
+        let next = search.next().map_err(|error| missing.clone().unwrap_or(error))?;
+        let next = path(next);
+        match archive.read(&next, MANIFEST_LIMIT_BYTES) {
+            Ok(bytes) => {
+                if let Some(chosen) = search.read(bytes)? {
+                    break chosen;
+                }
             }
+            // Tools leave other platforms out of an archive, and not out of its index.
+            Err(error) if archive.find(&next).is_none() => {
+                missing.get_or_insert(error);
+                search.skip();
+            }
+            Err(error) => return Err(error),
         }
     };
-    manifest::check_config(manifest.config())?;
-    let config = read(manifest.config(), CONFIG_LIMIT_BYTES)?;
-    let extents = manifest.layers().iter().map(|layer| {
-        let path = archive_index::blob_path(layer);
+    let config = chosen.manifest.config();
+    manifest::check_config(config)?;
+    let config_bytes = archive.read(&path(config), CONFIG_LIMIT_BYTES)?;
+    check_blob(config, &config_bytes)?;
+    let extents = chosen.manifest.layers().iter().map(|layer| {
+        let path = path(layer);
         let extent = archive.find(&path).ok_or_else(|| archive::missing(&path))?;
         digest::check_same_size(layer, extent.size_bytes)?;
         Ok(extent)
     });
     let extents = extents.collect::<Result<_, ImageError>>()?;
-    let target =
-        Descriptor::new(MediaType::from(media_type.as_str()), target.size(), target.digest().clone());
-    let digest =
-        chosen.as_ref().map_or(target.digest(), |(_, descriptor, _)| descriptor.digest()).to_string();
-    Ok((digest, Documents { target, target_bytes, chosen, manifest, config }, extents))
+    Ok((Documents { chosen, config: config_bytes }, extents))
 }
 
 /// Reads an image in docker's form, which has no manifest: it gets the one that docker would push.
 fn of_docker(archive: &Archive, config: &str, layers: &[String]) -> Result<Parts, ImageError> {
     let config = archive.read(config, CONFIG_LIMIT_BYTES)?;
-    let parsed: ImageConfiguration = go_json::read(&config, go_json::CONFIG)
-        .map_err(|error| ImageError::corrupt(format!("the configuration can't be read: {error}")))?;
+    let parsed = manifest::read_config(&config, &host())?;
     let diff_ids = parsed.rootfs().diff_ids();
     if diff_ids.len() != layers.len() {
         let reason =
@@ -299,8 +296,9 @@ fn of_docker(archive: &Archive, config: &str, layers: &[String]) -> Result<Parts
     let manifest: Box<ImageManifest> = serde_json::from_slice(&target_bytes)
         .map_err(|error| ImageError::corrupt(format!("its digests can't be read: {error}")))?;
     let parsed: Digest = digest.parse().map_err(|_| ImageError::corrupt("an invalid digest"))?;
-    let target = Descriptor::new(MediaType::from(DOCKERS_MANIFEST), target_bytes.len() as u64, parsed);
-    Ok((digest, Documents { target, target_bytes, chosen: None, manifest, config }, extents))
+    let descriptor = Descriptor::new(MediaType::from(DOCKERS_MANIFEST), target_bytes.len() as u64, parsed);
+    let chosen = Chosen { indexes: Vec::new(), descriptor, bytes: target_bytes, manifest, is_named: false };
+    Ok((Documents { chosen, config }, extents))
 }
 
 /// Splits an extent into the parts that are read at once.

@@ -5,13 +5,15 @@ use std::sync::Arc;
 use containerd_client::services::v1::GetImageRequest;
 use containerd_client::services::v1::images_client::ImagesClient;
 use containerd_client::types::Descriptor as Target;
+use oci_spec::image::{Descriptor, Digest, MediaType};
 use tonic::transport::Channel;
 
 use super::super::{Containerd, Error, Labels, MESSAGE_LIMIT_BYTES, QUICK};
 use super::host;
 use crate::cache::Cache;
 use crate::image::Reference;
-use crate::image::manifest::{self, CONFIG_LIMIT_BYTES, Document, Layout, MANIFEST_LIMIT_BYTES};
+use crate::image::index_search::{Chosen, IndexSearch};
+use crate::image::manifest::{self, CONFIG_LIMIT_BYTES, Layout, MANIFEST_LIMIT_BYTES};
 use crate::sys::error_chain::Chained;
 
 /// An image as the daemon has it.
@@ -122,25 +124,43 @@ impl Containerd {
     async fn read_layout(&self, target: &Target) -> Result<Layout, Error> {
         let invalid =
             |error: crate::image::ImageError| error.during(format!("read manifest {}", target.digest));
-        let bytes = self.read_content(&target.digest, MANIFEST_LIMIT_BYTES).await?;
-        let (_, document) = manifest::parse(&target.media_type, &bytes).map_err(invalid)?;
-        let (digest, manifest) = match document {
-            Document::Manifest(manifest) => (target.digest.clone(), manifest),
-            Document::Index(index) => {
-                let (_, chosen) = manifest::choose(&index, &host()).map_err(invalid)?;
-                let digest = chosen.digest().to_string();
-                let bytes = self.read_content(&digest, MANIFEST_LIMIT_BYTES).await?;
-                match manifest::parse(chosen.media_type().as_ref(), &bytes).map_err(invalid)?.1 {
-                    Document::Manifest(manifest) => (digest, manifest),
-                    Document::Index(_) => {
-                        return Err(invalid(crate::image::ImageError::unsupported("an index in an index")));
-                    }
-                }
-            }
-        };
+        let Chosen { descriptor, manifest, is_named, .. } = self.find_manifest(target).await?;
         manifest::check_config(manifest.config()).map_err(invalid)?;
         let config = self.read_content(manifest.config().digest().as_ref(), CONFIG_LIMIT_BYTES).await?;
-        Layout::new(&digest, &manifest, &config, &host()).map_err(invalid)
+        Layout::new(descriptor.digest().as_ref(), &manifest, &config, &host(), is_named).map_err(invalid)
+    }
+
+    /// Finds this host's manifest in what an image's name stands for. Parts of an index that aren't here are left out:
+    /// another client need not have brought all of it.
+    async fn find_manifest(&self, target: &Target) -> Result<Chosen, Error> {
+        let invalid =
+            |error: crate::image::ImageError| error.during(format!("read manifest {}", target.digest));
+        let bytes = self.read_content(&target.digest, MANIFEST_LIMIT_BYTES).await?;
+        let (media_type, document) = manifest::parse(&target.media_type, &bytes).map_err(invalid)?;
+        let corrupt = |_| invalid(crate::image::ImageError::corrupt("an invalid digest"));
+        let digest: Digest = target.digest.parse().map_err(corrupt)?;
+        let whole = Descriptor::new(MediaType::from(media_type.as_str()), bytes.len() as u64, digest);
+        let mut search = IndexSearch::from(&whole, &host());
+        let mut chosen = search.take(bytes, document);
+        let mut missing = None;
+        loop {
+            if let Some(chosen) = chosen {
+                return Ok(chosen);
+            }
+            let next = match search.next() {
+                Ok(next) => next.digest().to_string(),
+                Err(error) => return Err(missing.unwrap_or_else(|| invalid(error))),
+            };
+            chosen = match self.read_content(&next, MANIFEST_LIMIT_BYTES).await {
+                Ok(bytes) => search.read(bytes).map_err(invalid)?,
+                Err(error) if error.is_not_found() => {
+                    search.skip();
+                    missing.get_or_insert(error);
+                    None
+                }
+                Err(error) => return Err(error),
+            };
+        }
     }
 
     /// Makes the image keep its snapshot in our snapshotter, by a label: another client may have unpacked it elsewhere,
@@ -188,7 +208,7 @@ mod tests {
                 "os": "linux", "architecture": host().to_string(), "rootfs": {"type": "layers", "diff_ids": []},
                 "config": own, "history": [{"comment": large}],
             });
-            let layout = Layout::new("m", &manifest, config.to_string().as_bytes(), &host()).unwrap();
+            let layout = Layout::new("m", &manifest, config.to_string().as_bytes(), &host(), false).unwrap();
             let layouts = LayoutCache::default();
             layouts.remember("overlayfs", "t", &Arc::new(layout));
             assert_eq!(layouts.get("overlayfs", "t").is_some(), is_cached);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use containerd_client::types::Descriptor as Target;
 use futures::FutureExt;
 use futures::stream::{self, StreamExt, TryStreamExt};
-use oci_spec::image::{Descriptor, Digest, ImageManifest, MediaType};
+use oci_spec::image::{Descriptor, Digest, MediaType};
 use tokio::sync::mpsc;
 
 use super::super::{Containerd, Error, Labels};
@@ -25,7 +25,8 @@ use super::store::Documents;
 use super::unpack::Unpacking;
 use super::wait::Wait;
 use crate::image::digest::{self, check_blob, check_digest};
-use crate::image::manifest::{self, Document, Layer, Layout, MANIFEST_LIMIT_BYTES};
+use crate::image::index_search::{Chosen, IndexSearch};
+use crate::image::manifest::{self, Document, Layer, Layout};
 use crate::image::{ImageError, Reference};
 use crate::registry::{PullCredentials, Registry, WaitForHost};
 use crate::sys::error_chain::Chained;
@@ -164,27 +165,18 @@ impl Pull<'_> {
         target_bytes: Vec<u8>,
         document: Document,
     ) -> Result<Arc<Layout>, Error> {
-        let (manifest, chosen) = match document {
-            Document::Manifest(manifest) => (manifest, None),
-            Document::Index(index) => {
-                let chosen = manifest::choose(&index, &host());
-                let (place, descriptor) =
-                    chosen.map_err(|error| error.during(format!("read index {}", target.digest())))?;
-                let (manifest, bytes) = self.chosen_manifest(descriptor).await?;
-                (manifest, Some((place, bare(descriptor), bytes)))
-            }
-        };
-        let digest =
-            chosen.as_ref().map_or(target.digest(), |(_, descriptor, _)| descriptor.digest()).clone();
+        let chosen = self.choose(target, target_bytes, document).await?;
+        let digest = chosen.descriptor.digest().clone();
         let read = |error: ImageError| error.during(format!("read manifest {digest}"));
-        let config = self.config(manifest.config()).await?;
-        let layout = Layout::new(digest.as_ref(), &manifest, &config, &host()).map_err(read)?;
+        let config = self.config(chosen.manifest.config()).await?;
+        let layout = Layout::new(digest.as_ref(), &chosen.manifest, &config, &host(), chosen.is_named);
+        let layout = layout.map_err(read)?;
         let layout = Arc::new(layout);
         let size_bytes = layout.size_bytes();
         self.containerd.shared.images.limits.check_image_size(size_bytes).map_err(read)?;
         self.progress.expect(layout.layers.len(), size_bytes);
         self.layers(&layout).await?;
-        let documents = Documents { target: target.clone(), target_bytes, chosen, manifest, config };
+        let documents = Documents { chosen, config };
         self.containerd.store_documents(documents, &layout, &self.source(), self.lease).await?;
         Ok(layout)
     }
@@ -207,19 +199,23 @@ impl Pull<'_> {
         Ok((target, fetched.bytes, document))
     }
 
-    async fn chosen_manifest(&self, descriptor: &Descriptor) -> Result<(Box<ImageManifest>, Vec<u8>), Error> {
-        let doing = format!("fetch manifest {}", descriptor.digest());
-        let failed = |error: ImageError| error.during(&doing);
-        digest::check_algorithm(descriptor).map_err(failed)?;
-        manifest::check_size("it", descriptor.size(), MANIFEST_LIMIT_BYTES).map_err(failed)?;
-        let bytes = match self.stored(descriptor).await? {
-            Some(bytes) => bytes,
-            None => self.registry.manifest(descriptor.digest().as_ref()).await.map_err(failed)?.bytes,
-        };
-        check_blob(descriptor, &bytes).map_err(failed)?;
-        match manifest::parse(descriptor.media_type().as_ref(), &bytes).map_err(failed)?.1 {
-            Document::Manifest(manifest) => Ok((manifest, bytes)),
-            Document::Index(_) => Err(failed(ImageError::unsupported("an index in an index"))),
+    /// Finds this host's manifest in the document that the name stands for, and fetches what is on the way.
+    async fn choose(&self, target: &Descriptor, bytes: Vec<u8>, document: Document) -> Result<Chosen, Error> {
+        let mut search = IndexSearch::from(target, &host());
+        let mut chosen = search.take(bytes, document);
+        loop {
+            if let Some(chosen) = chosen {
+                return Ok(chosen);
+            }
+            let next = search.next();
+            let next = next.map_err(|error| error.during(format!("read index {}", target.digest())))?.clone();
+            let doing = format!("fetch manifest {}", next.digest());
+            let failed = |error: ImageError| error.during(&doing);
+            let bytes = match self.stored(&next).await? {
+                Some(bytes) => bytes,
+                None => self.registry.manifest(next.digest().as_ref()).await.map_err(failed)?.bytes,
+            };
+            chosen = search.read(bytes).map_err(failed)?;
         }
     }
 
@@ -292,7 +288,14 @@ impl Pull<'_> {
     async fn fetch<'l>(&self, layer: &'l Layer, labels: &Labels) -> Result<&'l Layer, Error> {
         let limits = &self.containerd.shared.images.limits;
         let download = Download::new(self.registry, &layer.blob, limits, self.progress);
-        self.containerd.fetch_layer(&download, labels, self.lease).await?;
+        let fetched = self.containerd.fetch_layer(&download, labels, self.lease).await;
+        fetched.map_err(|error| {
+            if error.is_not_in_registry() && manifest::is_restricted(layer.blob.media_type().as_ref()) {
+                error.context("find a layer that its publisher keeps outside of registries")
+            } else {
+                error
+            }
+        })?;
         self.progress.layer_is_here();
         Ok(layer)
     }
@@ -302,9 +305,4 @@ impl Pull<'_> {
         let key = format!("containerd.io/distribution.source.{}", self.reference.host());
         Labels::from([(key, self.reference.repository().to_owned())])
     }
-}
-
-/// Copies an index's descriptor without the fields that only the index needs.
-pub(super) fn bare(descriptor: &Descriptor) -> Descriptor {
-    Descriptor::new(descriptor.media_type().clone(), descriptor.size(), descriptor.digest().clone())
 }

@@ -6,28 +6,24 @@
 
 use containerd_client::services::v1::{CreateImageRequest, Image as ImageRecord, UpdateImageRequest};
 use containerd_client::types::Descriptor as Target;
-use oci_spec::image::{Descriptor, ImageManifest};
+use oci_spec::image::Descriptor;
 use prost_types::FieldMask;
 
 use super::super::{Containerd, Error, Labels, QUICK};
 use super::content::Role;
 use super::lease::PullLease;
+use crate::image::index_search::{Chosen, IndexAbove};
 use crate::image::manifest::Layout;
 
-/// The documents of an image for this platform.
+/// The documents of an image for this platform: its manifest with the indexes above it, and its configuration.
 pub(super) struct Documents {
-    /// The index or manifest that the name stands for, and its bytes.
-    pub target: Descriptor,
-    pub target_bytes: Vec<u8>,
-    /// The manifest chosen from an index, with its position there and its bytes.
-    pub chosen: Option<(usize, Descriptor, Vec<u8>)>,
-    pub manifest: Box<ImageManifest>,
+    pub chosen: Chosen,
     pub config: Vec<u8>,
 }
 
 impl Containerd {
-    /// Stores the documents; the layers are stored already. `source` are labels for each: where it can be fetched
-    /// again.
+    /// Stores the documents, each after those that it refers to; the layers are stored already. `source` are labels for
+    /// each: where it can be fetched again. Returns the descriptor of what the image's name stands for.
     pub(super) async fn store_documents(
         &self,
         documents: Documents,
@@ -35,7 +31,9 @@ impl Containerd {
         source: &Labels,
         lease: &PullLease,
     ) -> Result<Descriptor, Error> {
-        let Documents { target, target_bytes, chosen, manifest, config } = documents;
+        let Documents { chosen, config } = documents;
+        let target = chosen.target().clone();
+        let Chosen { indexes, descriptor, bytes, manifest, is_named: _ } = chosen;
         let mut labels = self.snapshot_label(layout);
         labels.extend(source.clone());
         self.store_content(Role::Config, manifest.config(), config, labels, lease).await?;
@@ -46,15 +44,15 @@ impl Containerd {
         for (place, layer) in manifest.layers().iter().enumerate() {
             labels.insert(format!("containerd.io/gc.ref.content.l.{place}"), layer.digest().to_string());
         }
-        let Some((place, descriptor, bytes)) = chosen else {
-            self.store_content(Role::Manifest, &target, target_bytes, labels, lease).await?;
-            return Ok(target);
-        };
         self.store_content(Role::Manifest, &descriptor, bytes, labels, lease).await?;
 
-        let mut labels = source.clone();
-        labels.insert(format!("containerd.io/gc.ref.content.m.{place}"), descriptor.digest().to_string());
-        self.store_content(Role::Index, &target, target_bytes, labels, lease).await?;
+        let mut below = descriptor;
+        for IndexAbove { descriptor, bytes, place } in indexes.into_iter().rev() {
+            let mut labels = source.clone();
+            labels.insert(format!("containerd.io/gc.ref.content.m.{place}"), below.digest().to_string());
+            self.store_content(Role::Index, &descriptor, bytes, labels, lease).await?;
+            below = descriptor;
+        }
         Ok(target)
     }
 
