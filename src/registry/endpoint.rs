@@ -292,7 +292,7 @@ impl Endpoint {
                 request = request.header(AUTHORIZATION, authorization);
             }
             let response = match request.send().await {
-                Err(error) if http::is_plain(&error) && self.transport.takes_plain(&url) => {
+                Err(error) if self.transport.takes_plain(&url, &error) => {
                     url = self.url(path)?;
                     continue;
                 }

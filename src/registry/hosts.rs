@@ -2,7 +2,8 @@
 //! reads for that, `<directory>/<registry>/hosts.toml`, or from certificates in docker's layout in the same place. The
 //! files are read for each pull, so that a change takes effect at once. Knows no HTTP.
 //!
-//! Source of the facts: containerd `docs/hosts.md`, `core/remotes/docker/config` @ v2.3.
+//! Source of the facts: containerd `docs/hosts.md`, `core/remotes/docker/config` @ v2.3; moby v28 `registry/config.go`,
+//! `registry/service_v2.go` (the loopback is insecure: TLS without verification, then http).
 
 #![expect(
     clippy::disallowed_methods,
@@ -49,6 +50,9 @@ pub(super) struct Settings {
     pub capabilities: HostCapabilities,
     pub tls: TlsFiles,
     pub connect_timeout: Option<Duration>,
+    /// Whether nothing says how the registry on this loopback is to be spoken to: by TLS, with any certificate, and if
+    /// it doesn't speak that, by plain http. The base is http then.
+    pub tries_tls: bool,
     /// Headers for requests to this host, never sent to another.
     pub headers: HeaderMap,
 }
@@ -185,13 +189,14 @@ fn of_file(file: File, registry: &str) -> Result<Vec<Host>, ImageError> {
         Some(base) => Host { base, settings: own },
         None => {
             let base = base_of(registry, own.tls.is_set())?;
-            Host { base, settings: Settings { capabilities: HostCapabilities::default(), ..own } }
+            let (capabilities, tries_tls) = (HostCapabilities::default(), base.scheme() == "http");
+            Host { base, settings: Settings { capabilities, tries_tls, ..own } }
         }
     });
     Ok(hosts)
 }
 
-/// Returns the base URL of a registry: plain http on the loopback, unless TLS is configured for it, else https.
+/// Returns the base URL of a registry: http on the loopback, unless TLS is configured for it, else https.
 ///
 /// # Errors
 /// The registry's name is no host's, though image names may have it: it ends in a number and is no address, such as

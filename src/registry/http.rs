@@ -3,14 +3,15 @@
 //! follow it.
 
 use std::error::Error as _;
+use std::io::ErrorKind;
 use std::ops::Deref;
 use std::time::Duration;
 
 use reqwest::redirect::Policy;
-use reqwest::{Client, ClientBuilder, Response};
+use reqwest::{Client, ClientBuilder, Response, Url};
 use tokio::sync::OnceCell;
 
-use super::hosts::{Settings, is_loopback};
+use super::hosts::{Settings, TlsFiles, is_loopback};
 use super::tls;
 use crate::image::ImageError;
 use crate::sys::{blocking, os_error};
@@ -23,9 +24,23 @@ const CONNECT: Duration = Duration::from_secs(10);
 pub(super) struct Http {
     remote: OnceCell<Client>,
     loopback: OnceCell<Client>,
+    /// The client for registries on the loopback that may speak TLS, with any certificate.
+    unverified: OnceCell<Client>,
 }
 
 impl Http {
+    /// Returns the client for a registry on the loopback that has no settings: it takes any certificate, as docker does
+    /// there.
+    ///
+    /// # Errors
+    /// The client can't be set up.
+    pub(super) async fn for_loopback_registry(&self) -> Result<&Client, ImageError> {
+        let tls = TlsFiles { skip_verify: Some(true), ..TlsFiles::default() };
+        let settings = Settings { tls, ..Settings::default() };
+        let make = move || client_for("localhost", &settings);
+        self.unverified.get_or_try_init(|| blocking::run(make)).await
+    }
+
     /// Returns the client for a host, with or without its port, that has no settings of its own.
     ///
     /// # Errors
@@ -133,25 +148,41 @@ pub(super) fn is_plain(error: &reqwest::Error) -> bool {
     matches!(tls_error(error), Some(rustls::Error::InvalidMessage(_)))
 }
 
+/// Returns whether the error may mean that the peer speaks no TLS: it hung up at the handshake; or, where no port is
+/// named, which http and TLS don't share, nobody listens.
+pub(super) fn may_be_plain(error: &reqwest::Error, url: &Url) -> bool {
+    let hung_up = [ErrorKind::UnexpectedEof, ErrorKind::ConnectionReset, ErrorKind::BrokenPipe];
+    is_plain(error)
+        || error.is_connect()
+            && (url.port().is_none() || io_kind(error).is_some_and(|kind| hung_up.contains(&kind)))
+}
+
+fn io_kind(error: &reqwest::Error) -> Option<ErrorKind> {
+    causes(error).filter_map(|error| error.downcast_ref::<std::io::Error>()).last().map(std::io::Error::kind)
+}
+
 fn tls_error(error: &reqwest::Error) -> Option<&rustls::Error> {
-    let mut next = error.source();
-    while let Some(error) = next {
-        if let Some(tls) = error.downcast_ref() {
-            return Some(tls);
-        }
-        // The source of an I/O error is that of the error it wraps, not that error itself.
-        next = match error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
-            Some(wrapped) => Some(wrapped),
-            None => error.source(),
-        };
+    causes(error).find_map(|error| error.downcast_ref())
+}
+
+/// Returns the causes of an error, from the outermost on.
+fn causes(error: &reqwest::Error) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
+    std::iter::successors(error.source(), |error| cause_of(*error))
+}
+
+fn cause_of<'e>(
+    error: &'e (dyn std::error::Error + 'static),
+) -> Option<&'e (dyn std::error::Error + 'static)> {
+    // The source of an I/O error is that of the error it wraps, not that error itself.
+    match error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
+        Some(wrapped) => Some(wrapped),
+        None => error.source(),
     }
-    None
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::registry::hosts::TlsFiles;
 
     #[test]
     fn a_hosts_own_client_needs_its_files() {
@@ -174,7 +205,23 @@ mod tests {
         let plain = failed(&get().await.unwrap_err());
         assert!(plain.to_string().contains("does not speak TLS") && !plain.is_retryable(), "{plain}");
         server.await.unwrap();
-        let absent = failed(&get().await.unwrap_err());
+        let error = get().await.unwrap_err();
+        assert!(!may_be_plain(&error, &format!("https://{address}/").parse().unwrap()));
+        assert!(
+            may_be_plain(&error, &"https://localhost/".parse().unwrap()),
+            "it may listen at another port"
+        );
+        let absent = failed(&error);
         assert!(absent.is_retryable(), "{absent}");
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_hangs_up_at_the_handshake_may_speak_plain_http() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url: Url = format!("https://{}/v2/", listener.local_addr().unwrap()).parse().unwrap();
+        let server = tokio::spawn(async move { drop(listener.accept().await) });
+        let error = basis().build().unwrap().get(url.clone()).send().await.unwrap_err();
+        assert!(may_be_plain(&error, &url) && !is_plain(&error), "{error:?}");
+        server.await.unwrap();
     }
 }

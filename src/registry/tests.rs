@@ -11,16 +11,25 @@ use crate::image::digest::digest_of;
 use crate::image::manifest::MANIFEST_LIMIT_BYTES;
 use crate::secret::Secret;
 
-/// Gives one answer to each connection, in order, and returns the requests.
+/// First byte of a TLS handshake.
+const HANDSHAKE: u8 = 0x16;
+
+/// Gives one answer to each connection, in order, and returns the requests. Speaks no TLS.
 async fn answering(answers: Vec<String>) -> (Reference, tokio::task::JoinHandle<Vec<String>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let serving = tokio::spawn(async move {
         let mut requests = Vec::new();
         for answer in answers {
-            let (mut stream, _) = listener.accept().await.unwrap();
             let mut request = vec![0; 4096];
-            let length = stream.read(&mut request).await.unwrap();
+            let (mut stream, length) = loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let length = stream.read(&mut request).await.unwrap();
+                if request[0] != HANDSHAKE {
+                    break (stream, length);
+                }
+                stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
+            };
             requests.push(String::from_utf8_lossy(&request[..length]).to_lowercase());
             let answer = answer.replace("ADDRESS", &address.to_string());
             stream.write_all(answer.as_bytes()).await.unwrap();

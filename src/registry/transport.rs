@@ -24,7 +24,7 @@ pub(super) struct HostTransport {
     elsewhere: [OnceCell<Client>; 2],
     host: Host,
     /// Set while requests use plain http. A host with an address of http and a port, and TLS settings, is tried by TLS
-    /// first.
+    /// first, and so is a registry on the loopback of which nothing is known.
     is_plain: AtomicBool,
 }
 
@@ -34,13 +34,15 @@ impl HostTransport {
     /// # Errors
     /// An unusable file of a certificate, by its name.
     pub(super) async fn new(http: Arc<Http>, host: Host) -> Result<Self, ImageError> {
-        let settings = host.settings.clone();
-        let client = if settings.tls.is_set() || settings.connect_timeout.is_some() {
-            Some(made(response::authority(&host.base), settings).await?)
+        let Settings { tls, connect_timeout, tries_tls, .. } = &host.settings;
+        let client = if tls.is_set() || connect_timeout.is_some() {
+            Some(made(response::authority(&host.base), host.settings.clone()).await?)
+        } else if *tries_tls {
+            Some(http.for_loopback_registry().await?.clone())
         } else {
             None
         };
-        let tls_first = host.settings.tls.is_set() && host.base.port().is_some();
+        let tls_first = *tries_tls || tls.is_set() && host.base.port().is_some();
         let is_plain = AtomicBool::new(host.base.scheme() == "http" && !tls_first);
         Ok(Self { http, client, elsewhere: Default::default(), host, is_plain })
     }
@@ -96,10 +98,25 @@ impl HostTransport {
         url.origin() == self.base().origin()
     }
 
-    /// Switches to plain http if this host has an address of http, and TLS was tried; returns whether this call did it.
-    pub(super) fn takes_plain(&self, url: &Url) -> bool {
-        let is_it = self.is_here(url) && self.host.base.scheme() == "http";
-        is_it && !self.is_plain.swap(true, Ordering::Relaxed)
+    /// Returns whether a request to `url` that failed is to be made again by plain http, to which this host then
+    /// switches: it has an address of http, and TLS was tried.
+    pub(super) fn takes_plain(&self, url: &Url, error: &reqwest::Error) -> bool {
+        let means_plain =
+            if self.host.settings.tries_tls { http::may_be_plain(error, url) } else { http::is_plain(error) };
+        means_plain && self.switches_to_plain(url)
+    }
+
+    /// Switches to plain http. Another request may have done so while this one was made.
+    fn switches_to_plain(&self, url: &Url) -> bool {
+        let mut by_tls = self.host.base.clone();
+        if self.host.base.scheme() != "http" || by_tls.set_scheme("https").is_err() {
+            return false;
+        }
+        let was_tried = url.origin() == by_tls.origin();
+        if was_tried {
+            self.is_plain.store(true, Ordering::Relaxed);
+        }
+        was_tried
     }
 }
 
@@ -121,14 +138,26 @@ mod tests {
         };
         let url = |text: &str| Url::parse(text).unwrap();
         let host = at("http://registry.test:5000", &tls).await.unwrap();
-        assert!(!host.takes_plain(&url("https://other.test:5000")));
+        assert!(!host.switches_to_plain(&url("https://other.test:5000")));
         assert_eq!(host.base().scheme(), "https");
-        assert!(host.takes_plain(&url("https://registry.test:5000")));
+        assert!(host.switches_to_plain(&url("https://registry.test:5000")));
         assert_eq!(host.base().scheme(), "http");
-        assert!(!host.takes_plain(&url("http://registry.test:5000")), "it is taken already");
+        assert!(host.switches_to_plain(&url("https://registry.test:5000")), "a request that was under way");
+        assert!(!host.switches_to_plain(&url("http://registry.test:5000")), "it was plain already");
         let plain = at("http://registry.test:5000", &TlsFiles::default()).await.unwrap();
-        assert!(!plain.takes_plain(&url("http://registry.test:5000")));
+        assert!(!plain.switches_to_plain(&url("http://registry.test:5000")));
         let secure = at("https://registry.test:5000", &tls).await.unwrap();
-        assert!(!secure.takes_plain(&url("https://registry.test:5000")));
+        assert!(!secure.switches_to_plain(&url("https://registry.test:5000")));
+    }
+
+    #[tokio::test]
+    async fn a_registry_on_the_loopback_is_tried_by_tls_first() {
+        let settings = Settings { tries_tls: true, ..Settings::default() };
+        let host = Host { base: Url::parse("http://localhost").unwrap(), settings };
+        let host = HostTransport::new(Arc::default(), host).await.unwrap();
+        assert!(host.client.is_some());
+        assert_eq!(host.base().as_str(), "https://localhost/");
+        assert!(host.switches_to_plain(&host.base()));
+        assert_eq!(host.base().as_str(), "http://localhost/");
     }
 }

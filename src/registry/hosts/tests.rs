@@ -33,7 +33,8 @@ async fn a_registry_without_configuration_is_its_own_host() {
     ] {
         let found = nowhere.of(registry).await.unwrap();
         assert_eq!(found.iter().map(|host| host.base.as_str()).collect::<Vec<_>>(), [base]);
-        assert_eq!(found[0].settings, Settings::default());
+        let tries_tls = base.starts_with("http:");
+        assert_eq!(found[0].settings, Settings { tries_tls, ..Settings::default() });
         assert!(found[0].is(registry) && !found[0].is("ghcr.io:5000"), "{registry}");
         assert_eq!(Hosts::in_directory(Some("/no/such".into())).of(registry).await.unwrap(), found);
     }

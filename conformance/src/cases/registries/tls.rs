@@ -18,6 +18,7 @@ cases!["registries with certificates":
     a_registry_that_requires_a_client_certificate_gets_the_right_one,
     dockers_files_count_where_there_is_no_other,
     with_skip_verify_plain_http_is_tried_after_tls,
+    on_the_loopback_tls_needs_no_configuration,
 ];
 
 /// Starts another registry with the same content, which serves by TLS.
@@ -179,5 +180,18 @@ async fn with_skip_verify_plain_http_is_tried_after_tls(case: &CaseContext) -> R
         configured.write(REGISTRY, &hosts)?;
         configured.pulls(&plugin, REGISTRY).await?;
     }
+    plugin.shut_down().await
+}
+
+async fn on_the_loopback_tls_needs_no_configuration(case: &CaseContext) -> Result<()> {
+    let configured = HostsConfig::new(case)?;
+    let authority = CertificateAuthority::new(&case.directory().join("pki"), "ours")?;
+    let registry = registry(case, &authority.certify("server")?, None)?;
+    let mut plugin = configured.plugin().await?;
+    // Nobody vouches for its certificate, which docker doesn't ask for there.
+    configured.pulls(&plugin, registry.address()).await?;
+    // What is configured counts: a hosts.toml without a server has its certificate verified.
+    configured.write(registry.address(), "skip_verify = false\n")?;
+    configured.fails(&plugin, &configured.job(registry.address()), &["certificate", "UnknownIssuer"]).await?;
     plugin.shut_down().await
 }
