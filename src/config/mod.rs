@@ -36,8 +36,8 @@ pub(crate) use plugin::{
 #[cfg(test)]
 pub(crate) use task::HostSource;
 pub(crate) use task::{
-    Archive, Bandwidth, CpuLimits, Device, DevicePath, Dns, DnsOptions, JobMount, Labels, Limits,
-    MemoryLimits, MountSource, Mounts, Names, Namespaces, Network, NetworkOptions, OwnNetworkOptions,
+    Archive, Bandwidth, CpuLimits, Device, DevicePath, Dns, DnsOptions, ImageVolumes, JobMount, Labels,
+    Limits, MemoryLimits, MountSource, Mounts, Names, Namespaces, Network, NetworkOptions, OwnNetworkOptions,
     PidsLimit, Process, Pull, PullPolicy, Rate, Rlimit, SeccompProfile, Security, Sharing, Swap, TaskAuth,
     TaskOptions, sandbox,
 };

@@ -1,4 +1,5 @@
-//! Snapshots: the writable layer of a task, and the steps by which an image's layers become snapshots.
+//! Snapshots: the writable layer of a task, the volumes of its image, and the steps by which an image's layers become
+//! snapshots.
 //!
 //! Source of the facts: containerd `api/services/snapshots/v1`, `metadata/snapshot.go` @ v1.6.20.
 
@@ -31,6 +32,11 @@ const RESOURCE: &str = "snapshots/";
 #[derive(Default)]
 pub(super) struct Seen {
     are_remote: Mutex<HashMap<String, bool>>,
+}
+
+/// Returns the key of the snapshot for the volumes of a task's image.
+fn volumes_key(id: &str) -> String {
+    format!("{id}-volumes")
 }
 
 impl Containerd {
@@ -72,12 +78,25 @@ impl Containerd {
         Err(Error::Refused { doing, reason })
     }
 
-    /// Removes the snapshot of a task from the snapshotter that made it, which the lease with the same id tells. A
-    /// snapshot that is gone already is a success.
+    /// Removes the snapshots of a task, its own and that of its image's volumes, from the snapshotter that made them,
+    /// which the lease with the same id tells. A snapshot that is gone already is a success.
     ///
     /// # Errors
     /// Names the key; a snapshotter may refuse to remove a snapshot that is still mounted.
-    pub(crate) async fn remove_snapshot_of(&self, id: &str) -> Result<(), Error> {
+    pub(crate) async fn remove_snapshots_of(&self, id: &str) -> Result<(), Error> {
+        self.remove_kept(id, &[&volumes_key(id), id]).await
+    }
+
+    /// Removes the snapshot of the volumes of a task's image, as [`Self::remove_snapshots_of`] does.
+    ///
+    /// # Errors
+    /// As [`Self::remove_snapshots_of`].
+    pub(crate) async fn remove_volumes_of(&self, id: &str) -> Result<(), Error> {
+        self.remove_kept(id, &[&volumes_key(id)]).await
+    }
+
+    /// Removes those snapshots of a lease that have these keys.
+    async fn remove_kept(&self, id: &str, keys: &[&str]) -> Result<(), Error> {
         let request = self.request(ListResourcesRequest { id: id.to_owned() })?;
         let doing = format!("ask what lease {id} keeps");
         let mut leases = LeasesClient::new(self.channel());
@@ -85,17 +104,19 @@ impl Containerd {
             Ok(answer) => answer.resources,
             // Another client removed the lease. What nothing refers to is garbage-collected; ours is removed at once.
             Err(error) if error.is_not_found() => {
-                return if self.check_snapshotter().await.is_ok() {
-                    self.remove_snapshot(id).await
-                } else {
-                    Ok(())
-                };
+                if self.check_snapshotter().await.is_ok() {
+                    for key in keys {
+                        self.remove_snapshot(key).await?;
+                    }
+                }
+                return Ok(());
             }
             Err(error) => return Err(error),
         };
-        let snapshots = kept.iter().filter(|resource| resource.id == id);
-        for snapshotter in snapshots.filter_map(|resource| resource.r#type.strip_prefix(RESOURCE)) {
-            self.with_snapshotter(snapshotter).remove_snapshot(id).await?;
+        for resource in kept.iter().filter(|resource| keys.contains(&resource.id.as_str())) {
+            if let Some(snapshotter) = resource.r#type.strip_prefix(RESOURCE) {
+                self.with_snapshotter(snapshotter).remove_snapshot(&resource.id).await?;
+            }
         }
         Ok(())
     }
@@ -119,6 +140,19 @@ impl Containerd {
                 Err(Error::Refused { doing, reason: "it was cancelled".to_owned() })
             }
         }
+    }
+
+    /// Makes the empty snapshot for the volumes of a task's image, kept by the task's lease, as
+    /// [`Self::prepare_snapshot`] does.
+    ///
+    /// # Errors
+    /// Names the key.
+    pub(crate) async fn prepare_volumes(
+        &self,
+        id: &str,
+        given_up: &CancellationToken,
+    ) -> Result<Vec<Mount>, Error> {
+        self.prepare_snapshot(&volumes_key(id), "", id, given_up).await
     }
 
     /// Removes a snapshot. One that is gone already is a success.

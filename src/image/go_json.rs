@@ -55,6 +55,7 @@ pub(crate) const CONFIG: Shape = Fields(&[
             ("Cmd", Any),
             ("WorkingDir", Any),
             ("StopSignal", Any),
+            ("Volumes", Any),
         ]),
     ),
     ("rootfs", Fields(&[("type", Any), ("diff_ids", Any)])),

@@ -1,6 +1,6 @@
 //! Stages the mounts of a container that is about to be created: each source is mounted in the bundle, where nobody but
-//! root can reach it, beside a file system for the files that the driver writes for the container. The runtime is told
-//! those paths, and mounts from there. Afterwards the staged mounts are removed; what the container has stays.
+//! root can reach it, beside a file system for the files that the driver writes for the container, and a snapshot with
+//! the image's volumes. The runtime is told those paths, and mounts from there. Afterwards the staged mounts are removed; what the container has stays.
 //!
 //! The sources are in a file system of their own, so that they go with it at once: an unmount is what takes the time.
 
@@ -25,6 +25,8 @@ const NOTHING: Option<&str> = None;
 
 /// Name of the mount point for the files that the driver writes.
 const FILES: &str = "files";
+/// Name of the mount point for the snapshot with the image's volumes.
+const VOLUMES: &str = "volumes";
 /// Name of the mount point for the sources, each of which is mounted below it by its number.
 const SOURCES: &str = "sources";
 /// Space for the driver's files in all, beyond what the driver has written: a task may change them.
@@ -49,8 +51,8 @@ impl Bundle {
         self.directory().join("mounts")
     }
 
-    /// Mounts an empty tmpfs at a new mount point of this name, beside others.
-    fn mount_tmpfs(&self, name: &str, options: &str) -> Result<PathBuf, Error> {
+    /// Makes a mount point of this name, beside others.
+    fn mount_point(&self, name: &str) -> Result<PathBuf, Error> {
         let staging_directory = self.staging_directory();
         // The bundle itself is not created: it may have been taken down meanwhile.
         match fs::DirBuilder::new().mode(0o700).create(&staging_directory) {
@@ -61,6 +63,20 @@ impl Bundle {
         }
         let at = staging_directory.join(name);
         fs::DirBuilder::new().mode(0o700).create(&at).map_err(Error::file("create", &at))?;
+        Ok(at)
+    }
+
+    /// Makes the directory that the snapshot with the image's volumes is to be mounted on.
+    ///
+    /// # Errors
+    /// Names the directory.
+    pub(crate) fn make_volumes_mount_point(&self) -> Result<PathBuf, Error> {
+        self.mount_point(VOLUMES)
+    }
+
+    /// Mounts an empty tmpfs at a new mount point of this name.
+    fn mount_tmpfs(&self, name: &str, options: &str) -> Result<PathBuf, Error> {
+        let at = self.mount_point(name)?;
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
         mount(Some("tmpfs"), &at, Some("tmpfs"), flags, Some(options))
             .map_err(Error::errno("mount a tmpfs at", &at))?;

@@ -78,6 +78,7 @@ pub(super) fn built(options: &TaskOptions, task: &pb::TaskConfig) -> Result<Valu
         sources: &sources,
         network: &network,
         files: &[hosts],
+        image_volumes: &[],
         host: &HostFacts::default(),
         devices: &DeviceEdits::default(),
         is_sandboxed: false,

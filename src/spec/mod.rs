@@ -32,7 +32,7 @@ use crate::image::user::Identity;
 use crate::security::Confinement;
 
 pub(crate) use host_facts::{HostFacts, check};
-pub(crate) use mounts::{BoundFile, StagedSource, nomad_directories};
+pub(crate) use mounts::{BoundFile, ImageVolume, StagedSource, nomad_directories};
 pub(crate) use namespaces::{NetNamespace, with_private_pids};
 pub(crate) use process::{INIT, exec_process, working_directory};
 pub(crate) use resources::oom_score_adj;
@@ -59,6 +59,7 @@ pub(crate) struct Inputs<'a> {
     pub network: &'a NetNamespace,
     /// Bind mounts of the files in /etc for names and, if the task has one, of the init program.
     pub files: &'a [BoundFile],
+    pub image_volumes: &'a [ImageVolume],
     /// Cgroup of the task, relative to the root of the cgroup hierarchies.
     pub cgroup_path: PathBuf,
     pub host: &'a HostFacts,
@@ -124,7 +125,13 @@ pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Spec, SpecError> {
     let mut spec = SpecBuilder::default()
         .version(SPEC_VERSION)
         .root(RootBuilder::default().path(inputs.rootfs.clone()).readonly(security.readonly_rootfs).build()?)
-        .mounts(mounts::mounts(inputs.options, inputs.sources, inputs.files, inputs.task)?)
+        .mounts(mounts::mounts(
+            inputs.options,
+            inputs.sources,
+            inputs.files,
+            inputs.image_volumes,
+            inputs.task,
+        )?)
         .process(process_of(inputs)?)
         .linux(linux)
         .build()?;
@@ -297,6 +304,7 @@ mod tests {
             hostname: "web-1".to_owned(),
             network: &NetNamespace::Own,
             files: &[],
+            image_volumes: &[],
             cgroup_path: "/nomad/a.web".into(),
             host: &HostFacts::default(),
             devices: &DeviceEdits::default(),

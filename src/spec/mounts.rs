@@ -28,15 +28,24 @@ pub(crate) struct StagedSource {
     pub kept: Vec<&'static str>,
 }
 
+/// A volume that the image declares: where it is mounted, and its directory on the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ImageVolume {
+    pub target: String,
+    pub at: PathBuf,
+}
+
 /// Returns all mounts of a container, sorted so that each comes before those below its target, whatever their order in
 /// the job.
 pub(super) fn mounts(
     options: &TaskOptions,
     sources: &BTreeMap<String, StagedSource>,
     files: &[BoundFile],
+    image_volumes: &[ImageVolume],
     task: &pb::TaskConfig,
 ) -> Result<Vec<Mount>, SpecError> {
-    let Mounts { list, shm_size_bytes } = &options.mounts;
+    // Whether the image's volumes are wanted was decided when they were made.
+    let Mounts { list, shm_size_bytes, image_volumes: _ } = &options.mounts;
     let (ipc_mode, privileged) = (options.namespaces.ipc_mode, options.security.privileged);
     let mut mounts = kernel_mounts(ipc_mode, shm_size_bytes.unwrap_or(SHM_SIZE_BYTES), privileged)?;
     if options.namespaces.without_shm {
@@ -53,6 +62,13 @@ pub(super) fn mounts(
         list.iter().map(|mount| &mount.target).chain(task.mounts.iter().map(|mount| &mount.task_path));
     let targets: Vec<&Path> = targets.map(Path::new).collect();
     mounts.retain(|mount| !targets.iter().any(|target| mount.destination().starts_with(target)));
+    // A volume of the image's replaces the one at its target only: it is the task's own, and mount points may be made in
+    // it.
+    mounts
+        .retain(|mount| !image_volumes.iter().any(|volume| mount.destination() == Path::new(&volume.target)));
+    for ImageVolume { target, at } in image_volumes {
+        mounts.push(mount(target, "bind", &at.display().to_string(), &["rbind", "rprivate", "rw"])?);
+    }
     mounts.extend(nomad_mounts(sources, task)?);
     for mount in &task.mounts {
         let source = sources.get(&mount.task_path);
@@ -229,7 +245,7 @@ pub(super) mod tests {
     }
 
     fn requested(list: Vec<JobMount>) -> Mounts {
-        Mounts { list, shm_size_bytes: None }
+        Mounts { list, ..Mounts::default() }
     }
 
     fn made(requested: &Mounts, task: &pb::TaskConfig) -> Vec<Mount> {
@@ -242,7 +258,26 @@ pub(super) mod tests {
         let sources = requested.list.iter().map(stage).chain(volumes).chain(staged_by_nomad()).collect();
         let hosts = BoundFile { source: "/b/names/hosts".into(), at: "/etc/hosts", writable: true };
         let options = TaskOptions { mounts: requested.clone(), ..TaskOptions::default() };
-        mounts(&options, &sources, &[hosts], task).unwrap()
+        mounts(&options, &sources, &[hosts], &image_volumes(), task).unwrap()
+    }
+
+    /// Returns volumes of an image at an own path, in a directory of files of the driver's, and in the place of one of
+    /// the kernel's file systems.
+    fn image_volumes() -> Vec<ImageVolume> {
+        let at = |target: &str| ImageVolume { target: target.to_owned(), at: "/volume".into() };
+        ["/etc", "/sys/fs/cgroup", "/var/lib/db"].map(at).into()
+    }
+
+    #[test]
+    fn volumes_of_the_image_are_writable_and_keep_the_mounts_below_them() {
+        let made = made(&Mounts::default(), &task());
+        let at = |path: &str| position(&made, path);
+        assert!(at("/etc") < at("/etc/hosts"));
+        for path in ["/etc", "/sys/fs/cgroup", "/var/lib/db"] {
+            let mount = &made[at(path)];
+            assert_eq!(mount.source().as_deref(), Some(Path::new("/volume")));
+            assert_eq!(mount.options().clone().unwrap(), ["rbind", "rprivate", "rw"]);
+        }
     }
 
     fn position(mounts: &[Mount], path: &str) -> usize {
@@ -339,7 +374,7 @@ pub(super) mod tests {
     #[test]
     fn shm_size_is_applied() {
         let size = |shm_size_bytes| {
-            let made = made(&Mounts { list: Vec::new(), shm_size_bytes }, &task());
+            let made = made(&Mounts { shm_size_bytes, ..Mounts::default() }, &task());
             made[position(&made, "/dev/shm")].options().clone().unwrap().last().cloned().unwrap()
         };
         assert_eq!(size(None), "size=67108864");

@@ -161,7 +161,7 @@ fn check_destination(mount: &pb::Mount) -> Result<()> {
 }
 
 /// Returns the path as an absolute one, without `.` and `..`.
-fn cleaned(path: &str) -> PathBuf {
+pub(super) fn cleaned(path: &str) -> PathBuf {
     Path::new(path).components().fold(PathBuf::from("/"), |mut cleaned, part| {
         match part {
             Component::Normal(name) => cleaned.push(name),

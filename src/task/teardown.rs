@@ -175,12 +175,18 @@ impl ContainerHandles {
                 on_disk(bundle, Bundle::mark_for_removal).await?;
             }
             timeline.step("network", self.end_network()).await?;
+            // A snapshot that is still mounted can't be removed.
+            timeline.step("mounts", on_disk(bundle, Bundle::unstage)).await?;
         } else {
             timeline.step("processes", self.end_without_shim()).await?;
         }
-        if keeps == TeardownScope::Nothing {
-            timeline.step("record", containerd.delete_record(id)).await?;
-            timeline.step("snapshot", containerd.remove_snapshot_of(id)).await?;
+        match keeps {
+            TeardownScope::Nothing => {
+                timeline.step("record", containerd.delete_record(id)).await?;
+                timeline.step("snapshot", containerd.remove_snapshots_of(id)).await?;
+            }
+            // What is in a volume ends with the task.
+            TeardownScope::Record => timeline.step("volumes", containerd.remove_volumes_of(id)).await?,
         }
         timeline.step("lease", containerd.delete_lease(id)).await?;
         timeline.step("bundle", on_disk(bundle, Bundle::remove)).await

@@ -55,6 +55,7 @@ pub fn all() -> Vec<Case> {
         images::load::cases(),
         images::pull_policy::cases(),
         images::odd_documents::cases(),
+        images::image_volumes::cases(),
         images::hostile_images::cases(),
         images::hostile_layers::cases(),
         lifecycle::run::cases(),

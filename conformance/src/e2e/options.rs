@@ -97,6 +97,11 @@ pub fn play(context: &mut AgentContext, name: &str, file: &Path) -> Result<()> {
     if !private.is_empty() {
         variables = vec![("private_image", private.as_str()), ("password", auth_registry::PASSWORD)];
     }
+    let registry = context.environment.registry().address();
+    let with_volume = format!("{registry}/library/redis:alpine");
+    if hcl.contains("variable \"volume_image\"") {
+        variables = vec![("volume_image", with_volume.as_str())];
+    }
     let archive = if hcl.contains("variable \"archive\"") { archive(context)? } else { String::new() };
     if !archive.is_empty() {
         variables = vec![("archive", archive.as_str())];

@@ -33,7 +33,7 @@ pub(crate) use labels::Labels;
 pub(crate) use limits::{CpuLimits, Limits, MemoryLimits, PidsLimit, Rlimit, Swap};
 #[cfg(test)]
 pub(crate) use mounts::HostSource;
-pub(crate) use mounts::{JobMount, MountSource, Mounts};
+pub(crate) use mounts::{ImageVolumes, JobMount, MountSource, Mounts};
 pub(crate) use names::{Dns, DnsOptions, Names};
 pub(crate) use namespaces::{Namespaces, Sharing};
 pub(crate) use network::{Bandwidth, Network, NetworkOptions, OwnNetworkOptions, Rate};

@@ -11,7 +11,6 @@
 
 mod accounts;
 mod container;
-mod mount;
 mod tree;
 mod walk;
 
@@ -25,11 +24,11 @@ use nix::mount::MsFlags;
 use nix::sched::{CloneFlags, unshare};
 use tokio::sync::{Semaphore, oneshot};
 
+use super::mount::{self, MountError};
 use crate::cache::Cache;
 use accounts::Accounts;
 use container::View;
 pub(crate) use container::check;
-use mount::MountError;
 use tree::Tree;
 use walk::{End, Kind};
 

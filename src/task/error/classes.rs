@@ -7,6 +7,7 @@ use crate::devices::DevicesError;
 use crate::etc_files::EtcFilesError;
 use crate::image::ReferenceError;
 use crate::image::user::UserError;
+use crate::image::volumes::VolumesError;
 use crate::init_program::InitProgramError;
 use crate::security::ConfinementError;
 use crate::spec::SpecError;
@@ -84,6 +85,19 @@ impl From<UserError> for Error {
             UserError::Hangs => true,
             UserError::Io { source, .. } => is_transient(source),
             UserError::Unmountable(_) | UserError::Lost => false,
+        };
+        Self::failure(error, transient)
+    }
+}
+
+impl From<VolumesError> for Error {
+    fn from(error: VolumesError) -> Self {
+        let transient = match &error {
+            VolumesError::TooMany(_) | VolumesError::Unusable { .. } | VolumesError::TooLarge { .. } => {
+                return Self::invalid(error);
+            }
+            VolumesError::Copy { source, .. } | VolumesError::Io { source, .. } => is_transient(source),
+            VolumesError::Unmountable(_) | VolumesError::Cancelled | VolumesError::Lost => false,
         };
         Self::failure(error, transient)
     }

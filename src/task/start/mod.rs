@@ -10,6 +10,7 @@ mod disk_full;
 mod first;
 mod host_facts;
 mod image;
+mod image_volumes;
 mod labels;
 pub(super) mod limit;
 pub(super) mod plan;
@@ -42,7 +43,7 @@ use crate::config::Sharing;
 use crate::containerd::{Image, Record};
 use crate::image::user;
 use crate::shim::{self, Bundle, BundleEventSocket, Connection, Family, HeldPipes, Shim};
-use crate::spec::{self, BoundFile, StagedSource};
+use crate::spec::{self, BoundFile, ImageVolume, StagedSource};
 use crate::sys::error_chain::Chained;
 use disk_full::is_full;
 use first::First;
@@ -168,6 +169,7 @@ struct Prepared {
     ends: Arc<user::Ends>,
     /// Places where the sources of mounts are staged, by target.
     staged: BTreeMap<String, StagedSource>,
+    image_volumes: Vec<ImageVolume>,
 }
 
 /// The parts that a container is created from.
@@ -318,17 +320,22 @@ impl Start<'_> {
         let cwd = spec::working_directory(&options.process, image.config.config().as_ref())?;
         let root = user::Root { layers, mounts: mounts.clone(), at: bundle.rootfs(), cwd };
         let groups = options.process.group_add.clone();
-        let (recorded, looked, staged) = tokio::join!(
+        let (recorded, looked, staged, image_volumes) = tokio::join!(
             timeline.step("container/record", containerd.create_record(record)),
             timeline.step("container/user", user::look(&self.tasks.accounts, root, &user, &groups)),
             timeline.step("container/mounts", sources.stage(bundle)),
+            timeline.step("container/volumes", self.image_volumes(image, &mounts, given_up)),
         );
         recorded?;
         let (identity, ends) = match looked {
             Ok(looked) => looked,
             Err(error) => return Err(self.with_lost_snapshot(error.into()).await),
         };
-        Ok(Prepared { mounts, identity, ends, staged: staged? })
+        let image_volumes = match image_volumes {
+            Ok(image_volumes) => image_volumes,
+            Err(error) => return Err(self.with_lost_snapshot(error).await),
+        };
+        Ok(Prepared { mounts, identity, ends, staged: staged?, image_volumes })
     }
 
     /// Joins the network, then writes the name files, which have the addresses in them.
@@ -374,6 +381,7 @@ impl Start<'_> {
             hostname: hostname.clone(),
             network: &joined.namespace,
             files: &files,
+            image_volumes: &prepared.image_volumes,
             cgroup_path: cgroup.path.clone(),
             host: node,
             devices,

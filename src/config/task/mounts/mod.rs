@@ -1,5 +1,5 @@
 //! Mounts that a job asks for, beside those of every container and of Nomad: `mounts`, `mount`, `volumes`, `tmpfs` and
-//! `shm_size`.
+//! `shm_size`; and `image_volumes`, about those that its image asks for.
 //!
 //! Source of the facts: hashicorp/nomad `drivers/docker/config.go`, for the names; opencontainers/runc
 //! `libcontainer/specconv/spec_linux.go`, for the options that a runtime reads.
@@ -31,6 +31,16 @@ pub(crate) struct Mounts {
     pub list: Vec<JobMount>,
     /// Size of `/dev/shm` in bytes; `None` is the default.
     pub shm_size_bytes: Option<u64>,
+    pub image_volumes: ImageVolumes,
+}
+
+/// What becomes of the volumes that the image declares. The words are podman's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum ImageVolumes {
+    /// A fresh volume each, which ends with the task.
+    #[default]
+    Anonymous,
+    Ignore,
 }
 
 /// A mount that a job asks for.
@@ -73,6 +83,7 @@ pub(super) struct Raw {
     volume_driver: Option<String>,
     tmpfs: Option<Vec<Option<String>>>,
     shm_size: Option<RawSize>,
+    image_volumes: Option<String>,
 }
 
 pub(super) fn schema() -> Vec<(&'static str, Spec)> {
@@ -84,12 +95,13 @@ pub(super) fn schema() -> Vec<(&'static str, Spec)> {
         ("tmpfs", optional("tmpfs", "list(string)")),
         // A number in the job arrives as a string.
         ("shm_size", optional("shm_size", "string")),
+        ("image_volumes", optional("image_volumes", "string")),
     ]
 }
 
 impl Raw {
     pub(super) fn decode(self, warnings: &mut Warnings) -> Result<Mounts, ConfigError> {
-        let Self { mount, mounts, volumes, volume_driver, tmpfs, shm_size } = self;
+        let Self { mount, mounts, volumes, volume_driver, tmpfs, shm_size, image_volumes } = self;
         let has_driver = is_local_driver("volume_driver", volume_driver)?;
         let mut list = Vec::new();
         for (option, raw) in [("mounts", mounts), ("mount", mount)] {
@@ -120,7 +132,15 @@ impl Raw {
         {
             return Err(shm.refusal("the option shm_size is set as well; leave out one of them"));
         }
-        Ok(Mounts { list, shm_size_bytes })
+        let image_volumes = match image_volumes.as_deref().unwrap_or_default() {
+            "" | "anonymous" => ImageVolumes::Anonymous,
+            "ignore" => ImageVolumes::Ignore,
+            other => {
+                let why = "it must be \"anonymous\" (a fresh volume for each VOLUME of the image, the default) or \"ignore\"";
+                return Err(value("image_volumes", other, why));
+            }
+        };
+        Ok(Mounts { list, shm_size_bytes, image_volumes })
     }
 }
 

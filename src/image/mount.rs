@@ -1,5 +1,5 @@
 //! Mounts an image for reading its files: read-only, and without devices or programs. Mounts in the calling thread's
-//! namespace, which has to be its own.
+//! namespace, which has to be its own. Also mounts a snapshot that is to be written to, for all to see.
 //!
 //! Source of the facts: containerd `mount/mount_linux.go` @ v1.6.20 (the options that are flags), mount(2).
 
@@ -88,6 +88,27 @@ fn while_busy(limit: Duration, mut attempt: impl FnMut() -> Result<(), Errno>) -
             done => return done,
         }
     }
+}
+
+/// Mounts a writable snapshot at `at`, as a runtime would mount a container's.
+///
+/// # Errors
+/// If the kernel refuses it, or it would need a loop device.
+pub(super) fn mount_writable(layers: &[Mount], at: &Path) -> Result<(), MountError> {
+    for Mount { r#type: kind, source, options, .. } in layers {
+        if options.iter().any(|option| option == "loop") {
+            return Err(MountError::Loop(kind.clone()));
+        }
+        if kind == "bind" {
+            let nothing: Option<&str> = None;
+            mount(Some(source.as_str()), at, nothing, MsFlags::MS_BIND | MsFlags::MS_REC, nothing)?;
+            continue;
+        }
+        let data = own_words(options).collect::<Vec<_>>().join(",");
+        let data = (!data.is_empty()).then_some(data.as_str());
+        mount(Some(source.as_str()), at, Some(kind.as_str()), MsFlags::empty(), data)?;
+    }
+    Ok(())
 }
 
 /// Mounts one layer. Of an overlay only the lower directories are used: nothing has been written to the upper one yet,

@@ -1,0 +1,91 @@
+//! Makes the volumes that the task's image declares (`VOLUME`), for those paths at which nothing else is mounted.
+//!
+//! They are directories of a snapshot of their own: a part of the container, which ends with it however it ends, and
+//! whose removal needs neither the allocation nor its file system. The snapshot is kept by the container's lease, is on
+//! the disk where the container's own files are, and nobody but root can reach it there. It is empty at first, and so on
+//! a plain file system, not on an overlay: what containers run in a volume may need that, another container daemon for
+//! one.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use containerd_client::types::Mount;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+use super::Start;
+use crate::config::ImageVolumes;
+use crate::containerd::Image;
+use crate::image::volumes::{self, Filling, VolumesError};
+use crate::shim::Bundle;
+use crate::spec::{self, ImageVolume};
+use crate::task::error::Result;
+use crate::task::mounts::cleaned;
+
+/// Maximum time that a cancelled start waits for the copy of a part of a file. The snapshot is removed then.
+const STOP_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Files of the container that the driver mounts, at which no volume is.
+const DRIVERS_FILES: [&str; 4] = ["/etc/hostname", "/etc/hosts", "/etc/resolv.conf", spec::INIT];
+
+impl Start<'_> {
+    /// Makes and fills the image's volumes, with the container's mounts `layers` of the image.
+    ///
+    /// # Errors
+    /// Names the volume. A cancelled start gets one, too.
+    pub(super) async fn image_volumes(
+        &self,
+        image: &Image,
+        layers: &[Mount],
+        given_up: &CancellationToken,
+    ) -> Result<Vec<ImageVolume>> {
+        let paths = match self.plan.options.mounts.image_volumes {
+            ImageVolumes::Anonymous => volumes::paths(&image.config)?,
+            ImageVolumes::Ignore => Vec::new(),
+        };
+        let paths: Vec<_> = paths.into_iter().filter(|path| !self.mounts_at(Path::new(path))).collect();
+        if paths.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (bundle, containerd) = (&self.container.bundle, &self.container.containerd);
+        let snapshot = containerd.prepare_volumes(&self.container.id, given_up).await?;
+        let at = bundle.off_thread(Bundle::make_volumes_mount_point).await?;
+        let filling = Filling { image: layers.to_vec(), image_at: bundle.rootfs(), snapshot, at, paths };
+        let made = filling.volumes().map(|(target, at)| ImageVolume { target, at }).collect();
+        fill(filling, given_up).await?;
+        Ok(made)
+    }
+
+    /// Returns whether the job, Nomad or the driver mounts something at a path.
+    fn mounts_at(&self, path: &Path) -> bool {
+        let by_job = self.plan.options.mounts.list.iter().map(|mount| mount.target.as_str());
+        let by_nomad = self.config.mounts.iter().map(|mount| mount.task_path.as_str());
+        let devices = self.config.devices.iter().map(|device| device.task_path.as_str());
+        let directories = spec::nomad_directories("").map(|(target, _)| target);
+        let all = by_job.chain(by_nomad).chain(devices).chain(directories).chain(DRIVERS_FILES);
+        all.map(cleaned).any(|target| target == path)
+    }
+}
+
+/// Fills the volumes on a thread of its own, and sees to its end.
+async fn fill(filling: Filling, given_up: &CancellationToken) -> std::result::Result<(), VolumesError> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let (sender, mut answer) = oneshot::channel();
+    let (stops, at) = (Arc::clone(&stop), filling.at.clone());
+    let run = move || {
+        // Nobody waits for the result once the start has been given up for long.
+        let _ = sender.send(filling.run(&stops));
+    };
+    let thread = std::thread::Builder::new().name("image-volumes".to_owned()).spawn(run);
+    thread.map_err(|source| VolumesError::Io { doing: "start a thread for", at, source })?;
+    tokio::select! {
+        filled = &mut answer => filled.unwrap_or(Err(VolumesError::Lost)),
+        () = given_up.cancelled() => {
+            stop.store(true, Ordering::Relaxed);
+            let _ = tokio::time::timeout(STOP_TIMEOUT, answer).await;
+            Err(VolumesError::Cancelled)
+        }
+    }
+}
