@@ -124,10 +124,10 @@ struct Facts {
 
 impl Facts {
     fn of(config: &PluginConfig) -> Self {
-        let gateway = config.networks.bridge.gateway();
+        let bridge = config.networks.bridge.addresses();
         Self {
             runtime: config.containerd_runtime.clone(),
-            bridge_ip: gateway.map(|address| address.to_string()).unwrap_or_default(),
+            bridge_ip: bridge.first().map(ToString::to_string).unwrap_or_default(),
             is_privileged_allowed: config.security_policy.allow_privileged,
             has_volumes: config.volumes.enabled,
             pids_limit: config.limits.pids_limit,

@@ -10,7 +10,7 @@ use oci_spec::runtime::Capability;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::config::Network;
+use crate::config::{DriverName, Network};
 
 /// Returns a task with the values that Nomad sends for every task.
 pub(super) fn task() -> pb::TaskConfig {
@@ -51,9 +51,12 @@ pub(super) fn image() -> ImageConfiguration {
 /// Builds the specification of a task with these options, as it would be in the container's bundle.
 pub(super) fn built(options: &TaskOptions, task: &pb::TaskConfig) -> Result<Value, SpecError> {
     let identity = Identity { uid: 1000, gid: 1001, groups: vec![7, 1001], home: "/home/app".to_owned() };
-    let network = match options.network(task.network_isolation_spec.as_ref()) {
+    let group = task.network_isolation_spec.as_ref();
+    let network = match options.network(DriverName::ContainerdDriver, group) {
         Ok(Network::Group(path)) => NetNamespace::At(path.into()),
-        Ok(Network::Own(_) | Network::OfTask(_)) => NetNamespace::At("/netns".into()),
+        Ok(Network::Own(_) | Network::OfTask(_) | Network::OfContainer(_)) => {
+            NetNamespace::At("/netns".into())
+        }
         Ok(Network::Host) => NetNamespace::Host,
         Ok(Network::Private) | Err(_) => NetNamespace::Own,
     };

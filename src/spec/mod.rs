@@ -243,6 +243,7 @@ fn process_of(inputs: &Inputs<'_>) -> Result<oci_spec::runtime::Process, SpecErr
         return Err(SpecError::NothingToRun(inputs.options.image.clone()));
     }
     let tty = inputs.options.process.tty;
+    let variables = process::with_port_map(&inputs.task.env, &inputs.options.network.own_network.port_map);
     let Identity { uid, gid, groups, home } = inputs.identity;
     let user = UserBuilder::default().uid(*uid).gid(*gid).additional_gids(groups.clone()).build()?;
     let Confinement { capabilities, seccomp: _, apparmor_profile, devices: _, masked_paths: _ } =
@@ -251,7 +252,7 @@ fn process_of(inputs: &Inputs<'_>) -> Result<oci_spec::runtime::Process, SpecErr
         .terminal(tty)
         .user(user)
         .args(args)
-        .env(process::environment(config.as_ref(), &inputs.task.env, &inputs.hostname, home, tty))
+        .env(process::environment(config.as_ref(), &variables, &inputs.hostname, home, tty))
         .cwd(working_directory(&inputs.options.process, config.as_ref())?)
         .capabilities(security::capabilities(capabilities)?)
         .rlimits(resources::rlimits(&inputs.options.limits, inputs.host)?)

@@ -1,6 +1,7 @@
 //! The process of a container: arguments, environment and working directory; and the same for an exec.
 
-use std::collections::HashMap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
 
 use oci_spec::image::Config;
 use oci_spec::runtime::{BoxBuilder, Process};
@@ -76,6 +77,22 @@ pub(super) fn environment(
         }
     }
     environment
+}
+
+/// Returns the task's variables, with the numbers in the task of ports that the job's `port_map` changes, as docker's
+/// driver sets them (hashicorp/nomad `client/taskenv/env.go`, `helper/funcs.go`).
+pub(super) fn with_port_map<'a>(
+    task: &'a HashMap<String, String>,
+    port_map: &BTreeMap<String, u16>,
+) -> Cow<'a, HashMap<String, String>> {
+    let mut variables = Cow::Borrowed(task);
+    let in_name =
+        |byte: u8| if byte.is_ascii_alphanumeric() || byte == b'.' { char::from(byte) } else { '_' };
+    for (label, number) in port_map {
+        let label: String = label.bytes().map(in_name).collect();
+        variables.to_mut().insert(format!("NOMAD_PORT_{label}"), number.to_string());
+    }
+    variables
 }
 
 /// Sets a variable from a `NAME=value`, replacing one of the same name.
@@ -244,6 +261,19 @@ mod tests {
         let usual = ["PATH=/mine", "B=image", "A=task=1", "C=", "HOSTNAME=web-1", "HOME=/root"];
         assert_eq!(of(false), usual);
         assert_eq!(of(true), [&usual[..], &["TERM=xterm"]].concat());
+    }
+
+    #[test]
+    fn mapped_ports_have_their_numbers_in_the_task() {
+        let task = HashMap::from([
+            ("NOMAD_PORT_http".to_owned(), "20000".to_owned()),
+            ("NOMAD_HOST_PORT_http".to_owned(), "20000".to_owned()),
+        ]);
+        assert!(matches!(with_port_map(&task, &BTreeMap::new()), Cow::Borrowed(_)));
+        let mapped = with_port_map(&task, &[("http".to_owned(), 80), ("my-db".to_owned(), 5432)].into());
+        assert_eq!(mapped["NOMAD_PORT_http"], "80");
+        assert_eq!(mapped["NOMAD_HOST_PORT_http"], "20000");
+        assert_eq!(mapped["NOMAD_PORT_my_db"], "5432");
     }
 
     #[test]

@@ -14,7 +14,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -37,6 +37,11 @@ use crate::sys::mount_table;
 const LIMIT: Duration = Duration::from_secs(60);
 /// The calling thread's namespace.
 const OWN: &str = "/proc/thread-self/ns/net";
+/// The routes of the calling thread's namespace, IPv4 and IPv6.
+const ROUTES: &str = "/proc/thread-self/net/route";
+const ROUTES_IPV6: &str = "/proc/thread-self/net/ipv6_route";
+/// Flags of a route that is in use and leads to another host (`RTF_UP`, `RTF_GATEWAY`).
+const TO_GATEWAY: u32 = 1 | 2;
 /// The kernel's index of the interface `lo`, the same in each namespace.
 const LOOPBACK_INDEX: u32 = 1;
 
@@ -127,6 +132,51 @@ pub(crate) async fn addresses(path: &Path) -> Result<Vec<IpAddr>, NetnsError> {
         own_addresses().map_err(NetnsError::io("list the addresses of", &path))
     })
     .await
+}
+
+/// Returns the next hops of the default routes in a namespace, IPv4 first. Those that are known on their link alone are
+/// left out.
+///
+/// # Errors
+/// Names the namespace that can't be entered or read.
+pub(crate) async fn gateways(path: &Path) -> Result<Vec<IpAddr>, NetnsError> {
+    let path = path.to_owned();
+    on_thread(move || {
+        let namespace = File::open(&path).map_err(NetnsError::io("open", &path))?;
+        setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET)
+            .map_err(NetnsError::io("enter the network namespace", &path))?;
+        let read = |table: &str| match fs::read_to_string(table) {
+            // A kernel without IPv6 has no such file.
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(String::new()),
+            read => read.map_err(NetnsError::io("read the routes of", &path)),
+        };
+        let (routes, routes_ipv6) = (read(ROUTES)?, read(ROUTES_IPV6)?);
+        let ipv4 = routes.lines().filter_map(default_gateway).map(IpAddr::V4);
+        let ipv6 = routes_ipv6.lines().filter_map(default_gateway_ipv6).map(IpAddr::V6);
+        let mut found: Vec<_> = ipv4.chain(ipv6).filter(|address| is_global(*address)).collect();
+        found.dedup();
+        Ok(found)
+    })
+    .await
+}
+
+/// Returns the gateway of a line of [`ROUTES`], if it is a default route. Its columns are the interface, destination,
+/// gateway, flags, three counts and the mask. An address is the number that its bytes make in the host's order.
+fn default_gateway(line: &str) -> Option<Ipv4Addr> {
+    let columns: Vec<_> = line.split_whitespace().collect();
+    let number = |column: usize| u32::from_str_radix(columns.get(column)?, 16).ok();
+    let is_default = number(1)? == 0 && number(7)? == 0 && number(3)? & TO_GATEWAY == TO_GATEWAY;
+    is_default.then_some(number(2)?.to_ne_bytes().into())
+}
+
+/// Returns the gateway of a line of [`ROUTES_IPV6`], if it is a default route. Its columns are the destination and its
+/// prefix, the source and its prefix, the next hop, three numbers, and the flags.
+fn default_gateway_ipv6(line: &str) -> Option<Ipv6Addr> {
+    let columns: Vec<_> = line.split_whitespace().collect();
+    let number = |column: usize| u128::from_str_radix(columns.get(column)?, 16).ok();
+    let is_default =
+        number(0)? == 0 && number(1)? == 0 && number(8)? & u128::from(TO_GATEWAY) == u128::from(TO_GATEWAY);
+    is_default.then_some(Ipv6Addr::from_bits(number(4)?))
 }
 
 async fn on_thread<T: Send + 'static>(
@@ -246,6 +296,7 @@ mod tests {
             Ok(()) => {
                 assert!(is_bound(&path));
                 assert!(addresses(&path).await.unwrap().is_empty());
+                assert!(gateways(&path).await.unwrap().is_empty());
                 assert!(create(&path).await.is_err(), "one was made over another");
                 pin(File::open(&path).unwrap().into(), &other).await.unwrap();
                 remove(&path).await.unwrap();
@@ -274,6 +325,30 @@ mod tests {
         }
         let error = addresses(&path).await.unwrap_err().to_string();
         assert!(error.contains("one"), "{error}");
+    }
+
+    #[test]
+    fn default_routes_lead_to_gateways() {
+        let address = |octets: [u8; 4]| format!("{:08X}", u32::from_ne_bytes(octets));
+        let line = |destination: &str, flags: &str| {
+            format!("eth0\t{destination}\t{}\t{flags}\t0\t0\t0\t00000000\t0\t0\t0", address([172, 26, 64, 1]))
+        };
+        assert_eq!(default_gateway(&line("00000000", "0003")), Some([172, 26, 64, 1].into()));
+        for other in [
+            line("00000000", "0001"),
+            line(&address([10, 0, 0, 0]), "0003"),
+            "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask".to_owned(),
+            String::new(),
+        ] {
+            assert_eq!(default_gateway(&other), None, "{other}");
+        }
+        let ipv6 = |prefix: &str, flags: &str| {
+            let (zero, hop) = ("0".repeat(32), "fd000172002600800000000000000001");
+            format!("{zero} {prefix} {zero} 00 {hop} 00000400 00000001 00000000 {flags}     eth0")
+        };
+        assert_eq!(default_gateway_ipv6(&ipv6("00", "00000003")), "fd00:172:26:80::1".parse().ok());
+        assert_eq!(default_gateway_ipv6(&ipv6("40", "00000003")), None);
+        assert_eq!(default_gateway_ipv6(&ipv6("00", "00200200")), None, "the kernel's own, of lo");
     }
 
     #[test]

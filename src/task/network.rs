@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,9 @@ use super::container::ContainerHandles;
 use super::error::{Error, Result};
 use super::{Phase, Settings, Task, Tasks};
 use crate::cni::{self, AddResult, Attachment, Capabilities, PortMapping, Protocol};
-use crate::config::{Bandwidth, Network, NetworkOptions, OwnNetworkOptions, Rate};
+use crate::config::{
+    Bandwidth, Bridge, DriverName, Network, NetworkMode, NetworkOptions, OwnNetworkOptions, Rate,
+};
 use crate::spec::NetNamespace;
 use crate::sys::blocking;
 use crate::sys::error_chain::Chained;
@@ -37,6 +39,8 @@ const PROTOCOLS: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
 /// Time that a task waits for the one whose network it is to share, unless that one waits for its start permit: the
 /// tasks of a group are started side by side.
 const NEIGHBOUR: Duration = Duration::from_secs(5);
+/// Length of an allocation's id.
+const UUID_BYTES: usize = 36;
 const OWN_NETWORK: &str = "/proc/self/ns/net";
 
 /// A task's network as reported to Nomad, so that services can be advertised at the task's own address.
@@ -51,7 +55,10 @@ pub(crate) struct DriverNetwork {
 
 /// The plan of a task's network, found to be possible.
 pub(super) struct NetworkPlan {
+    driver: DriverName,
     network: Network,
+    /// The job's `network_mode`, for errors.
+    mode: Option<NetworkMode>,
     own_network: OwnNetworkOptions,
     /// Ports of the group that are to be published.
     ports: Vec<pb::PortMapping>,
@@ -65,6 +72,8 @@ pub(super) struct Joined {
     pub(super) namespace: NetNamespace,
     /// Addresses by which others reach the task.
     pub(super) addresses: Vec<IpAddr>,
+    /// The network's gateways, as far as the CNI plugins tell.
+    gateways: Vec<IpAddr>,
     /// Settings of the resolver from the CNI plugins.
     pub(super) dns: cni::Dns,
     pub(super) driver_network: Option<DriverNetwork>,
@@ -72,7 +81,22 @@ pub(super) struct Joined {
 
 impl Joined {
     fn at(namespace: NetNamespace, addresses: Vec<IpAddr>) -> Self {
-        Self { namespace, addresses, dns: cni::Dns::default(), driver_network: None }
+        let dns = cni::Dns::default();
+        Self { namespace, addresses, gateways: Vec::new(), dns, driver_network: None }
+    }
+
+    /// Returns the addresses by which the task reaches the host: the gateway of its network. Where it has none, they are
+    /// those of the driver's bridge, as docker takes those of its own.
+    ///
+    /// # Errors
+    /// Names the namespace whose routes can't be read.
+    pub(super) async fn addresses_of_host(&self, bridge: &Bridge) -> Result<Vec<IpAddr>> {
+        let found = match &self.namespace {
+            NetNamespace::Host => vec![IpAddr::V4(Ipv4Addr::LOCALHOST)],
+            NetNamespace::At(path) if self.gateways.is_empty() => netns::gateways(path).await?,
+            NetNamespace::At(_) | NetNamespace::Own => self.gateways.clone(),
+        };
+        Ok(if found.is_empty() { bridge.addresses() } else { found })
     }
 }
 
@@ -85,19 +109,32 @@ impl NetworkPlan {
         options: &NetworkOptions,
         config: &pb::TaskConfig,
     ) -> Result<Self> {
-        let own_network = options.own_network.clone();
+        let (driver, mode, own_network) =
+            (settings.config.name, options.mode.clone(), options.own_network.clone());
+        let network = match network {
+            Network::OfContainer(container) => {
+                Network::OfTask(task_of_container(&container, &config.alloc_id)?)
+            }
+            network => network,
+        };
         let plugins = match &network {
-            Network::Own(name) => Some(settings.cni.network(name.as_deref()).await?),
+            Network::Own(name) => Some(plugins(settings, name.as_deref(), mode.as_ref()).await?),
             Network::OfTask(name) if *name == config.name => {
+                let mode = mode.map(|mode| mode.to_string()).unwrap_or_default();
                 return Err(Error::invalid(format!(
-                    "the option network_mode can't be \"task:{name}\": that is this task itself"
+                    "the option network_mode can't be {mode:?}: that is this task itself"
                 )));
             }
             _ => None,
         };
-        let offered = config.resources.as_ref().map(|resources| &resources.ports[..]).unwrap_or_default();
-        let ports = published(&own_network.ports, offered)?;
-        Ok(Self { network, own_network, ports, plugins })
+        let ports = published(driver, &network, &own_network, config.resources.as_ref())?;
+        Ok(Self { driver, network, mode, own_network, ports, plugins })
+    }
+
+    /// Returns the option that asks for the network, as the job says it.
+    fn shown_mode(&self) -> String {
+        let mode = self.mode.as_ref().map(ToString::to_string).unwrap_or_default();
+        format!("network_mode = {mode:?}")
     }
 
     pub(super) fn is_the_hosts(&self) -> bool {
@@ -117,7 +154,7 @@ impl NetworkPlan {
         match &self.network {
             Network::OfTask(name) => {
                 let comes = tasks.neighbour(&config.alloc_id, name).await;
-                comes.map(drop).map_err(|error| error.context(of_task(name)))
+                comes.map(drop).map_err(|error| error.context(self.shown_mode()))
             }
             _ => Ok(()),
         }
@@ -142,7 +179,8 @@ impl NetworkPlan {
                 Ok(Joined::at(NetNamespace::At(path.into()), addresses))
             }
             (Network::OfTask(name), _) => {
-                share(tasks, container, config, name).await.map_err(|error| error.context(of_task(name)))
+                let shared = share(tasks, container, config, name).await;
+                shared.map_err(|error| error.context(self.shown_mode()))
             }
             (Network::Own(name), Some(plugins)) => {
                 self.connect(name.as_deref(), plugins, container, config).await
@@ -153,7 +191,10 @@ impl NetworkPlan {
                 netns::create(&path).await?;
                 Ok(Joined::at(NetNamespace::At(path), Vec::new()))
             }
-            (Network::Own(_) | Network::Private, _) => Ok(Joined::at(NetNamespace::Own, Vec::new())),
+            // `of` has found the task of a container.
+            (Network::Own(_) | Network::OfContainer(_) | Network::Private, _) => {
+                Ok(Joined::at(NetNamespace::Own, Vec::new()))
+            }
         }
     }
 
@@ -174,17 +215,25 @@ impl NetworkPlan {
             capabilities: self.capabilities(plugins),
         };
         let added = container.cni.add(plugins, &attachment, &container.bundle.network_record()).await?;
-        let AddResult { addresses, mac, dns, .. } = added;
+        let AddResult { addresses, gateways, mac, dns, .. } = added;
         self.is_met(&plugins.name, &addresses, mac.as_deref())?;
         let driver_network = self.driver_network(name, &addresses)?;
-        Ok(Joined { namespace: NetNamespace::At(path), addresses, dns, driver_network })
+        Ok(Joined { namespace: NetNamespace::At(path), addresses, gateways, dns, driver_network })
     }
 
     /// Returns the CNI capabilities that the network is asked for. A network refuses what none of its plugins takes;
     /// aliases are left out then, since they are also in the task's own files.
     fn capabilities(&self, plugins: &cni::Network) -> Capabilities {
-        let OwnNetworkOptions { ports: _, ipv4, ipv6, mac, aliases, advertise_ipv6: _, bandwidth } =
-            &self.own_network;
+        let OwnNetworkOptions {
+            ports: _,
+            port_map: _,
+            ipv4,
+            ipv6,
+            mac,
+            aliases,
+            advertise_ipv6: _,
+            bandwidth,
+        } = &self.own_network;
         let ips = ipv4.iter().map(ToString::to_string).chain(ipv6.iter().map(ToString::to_string));
         let takes_aliases = plugins.capabilities().contains("aliases");
         Capabilities {
@@ -237,6 +286,12 @@ impl NetworkPlan {
     fn driver_network(&self, name: Option<&str>, addresses: &[IpAddr]) -> Result<Option<DriverNetwork>> {
         let advertise_ipv6 = self.own_network.advertise_ipv6;
         let wanted = addresses.iter().find(|address| address.is_ipv6() == advertise_ipv6);
+        if advertise_ipv6 && wanted.is_none() && self.driver.is_docker() {
+            tracing::warn!(
+                "the task's network has no IPv6 address that advertise_ipv6_address could tell Nomad"
+            );
+            return Ok(None);
+        }
         if advertise_ipv6 && wanted.is_none() {
             let why = "the task's network has given it no IPv6 address";
             return Err(Error::invalid(format!("the option advertise_ipv6_address can't be true: {why}")));
@@ -247,8 +302,88 @@ impl NetworkPlan {
     }
 }
 
+/// Loads the network of this name, or the driver's bridge.
+async fn plugins(
+    settings: &Settings,
+    name: Option<&str>,
+    mode: Option<&NetworkMode>,
+) -> Result<cni::Network> {
+    let found = settings.cni.network(name).await;
+    found.map_err(|error| match (&error, mode) {
+        (cni::Error::Unknown { directory, .. }, Some(NetworkMode::Named(name))) => {
+            let file = directory.join(format!("{name}.conflist"));
+            let why = format!(
+                "network_mode = {name:?} (a network that dockerd has made is not one here: describe it as a CNI network \
+                 of this name, in a file such as {}, or set \"bridge\")",
+                file.display()
+            );
+            Error::from(error).context(why)
+        }
+        _ => error.into(),
+    })
+}
+
+/// Returns the name of the task that a container of docker's is: its name is the task's with `-` and the id of the
+/// allocation after it. The task's name alone is taken as well.
+fn task_of_container(container: &str, alloc_id: &str) -> Result<String> {
+    let is_id = |text: &str| {
+        text.len() == UUID_BYTES && text.bytes().all(|byte| byte == b'-' || byte.is_ascii_hexdigit())
+    };
+    let split = container.len().checked_sub(UUID_BYTES + 1).and_then(|at| container.split_at_checked(at));
+    let of = split.and_then(|(name, rest)| Some((name, rest.strip_prefix('-').filter(|id| is_id(id))?)));
+    match of {
+        None => Ok(container.to_owned()),
+        Some((name, id)) if id == alloc_id && !name.is_empty() => Ok(name.to_owned()),
+        Some(_) => Err(Error::invalid(format!(
+            "the option network_mode can't be \"container:{container}\": a task shares the network of another task of its \
+             own group alone; write \"container:<its name>\", and put both into one group"
+        ))),
+    }
+}
+
+/// Returns the ports to publish: those of the group with the labels of `ports`, else those of the task's own
+/// `resources { network }`. As in docker's driver, `port_map` is about the latter alone.
+fn published(
+    driver: DriverName,
+    network: &Network,
+    options: &OwnNetworkOptions,
+    resources: Option<&pb::Resources>,
+) -> Result<Vec<pb::PortMapping>> {
+    let OwnNetworkOptions { ports, port_map, .. } = options;
+    let offered = resources.map(|resources| &resources.ports[..]).unwrap_or_default();
+    let is_own = matches!(network, Network::Own(_));
+    if !ports.is_empty() {
+        // Docker's driver does not look for ports of a network that others have made.
+        let is_shared = matches!(network, Network::Group(_) | Network::OfTask(_));
+        let found = if is_shared { Vec::new() } else { with_labels(ports, offered)? };
+        return Ok(if is_own { found } else { Vec::new() });
+    }
+    let own = resources.and_then(|resources| resources.allocated_resources.as_ref()?.networks.first());
+    match own {
+        Some(own) if driver.is_docker() || !port_map.is_empty() => {
+            let mapping = |port: &pb::NetworkPort| pb::PortMapping {
+                label: port.label.clone(),
+                value: port.value,
+                to: port_map.get(&port.label).copied().unwrap_or_default().into(),
+                host_ip: own.ip.clone(),
+            };
+            let all = own.reserved_ports.iter().chain(&own.dynamic_ports).map(mapping);
+            Ok(if is_own { all.collect() } else { Vec::new() })
+        }
+        _ if port_map.is_empty() => Ok(Vec::new()),
+        _ if offered.is_empty() => Err(Error::invalid(
+            "the option port_map has nothing to map: neither the task's resources nor its group have a network with \
+             ports; give the group a network block with ports, and list them in the option ports",
+        )),
+        _ => Err(Error::invalid(
+            "the option port_map can't map ports of the group's network block: set `to` in its port blocks, and list the \
+             ports in the option ports",
+        )),
+    }
+}
+
 /// Returns the group's ports with these labels.
-fn published(labels: &[String], offered: &[pb::PortMapping]) -> Result<Vec<pb::PortMapping>> {
+fn with_labels(labels: &[String], offered: &[pb::PortMapping]) -> Result<Vec<pb::PortMapping>> {
     let find = |label: &String| {
         let found: Vec<_> = offered.iter().filter(|port| port.label == *label).cloned().collect();
         if !found.is_empty() {
@@ -332,10 +467,6 @@ async fn share(
     Ok(joined)
 }
 
-fn of_task(name: &str) -> String {
-    format!("network_mode = \"task:{name}\"")
-}
-
 fn does_not_run(name: &str) -> Error {
     Error::transient(format!("the task {name:?} of this allocation is not running"))
 }
@@ -398,5 +529,87 @@ impl ContainerHandles {
     pub(super) async fn end_network(&self) -> Result<()> {
         self.cni.delete(&self.bundle.network_record()).await?;
         Ok(netns::remove(&self.bundle.network_namespace()).await?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALLOC: &str = "5f1b2c3d-0000-4000-8000-00000000000a";
+
+    #[test]
+    fn a_container_of_dockers_is_a_task_of_the_same_allocation() {
+        let of = |container: &str| task_of_container(container, ALLOC).map_err(|error| error.to_string());
+        assert_eq!(of("db"), Ok("db".to_owned()));
+        assert_eq!(of("my-db"), Ok("my-db".to_owned()));
+        assert_eq!(of(&format!("my-db-{ALLOC}")), Ok("my-db".to_owned()));
+        assert_eq!(
+            of("ünïcödé-and-then-some-more-letters-ü"),
+            Ok("ünïcödé-and-then-some-more-letters-ü".to_owned())
+        );
+        for other in ["db-5f1b2c3d-0000-4000-8000-00000000000b".to_owned(), format!("-{ALLOC}")] {
+            let error = of(&other).unwrap_err();
+            assert!(error.contains(&other) && error.contains("one group"), "{error}");
+        }
+    }
+
+    fn port(label: &str, value: i32, to: i32, host_ip: &str) -> pb::PortMapping {
+        pb::PortMapping { label: label.to_owned(), value, to, host_ip: host_ip.to_owned() }
+    }
+
+    fn of_group() -> pb::Resources {
+        let ports = vec![port("http", 20000, 8080, "10.0.0.1"), port("db", 20001, 0, "10.0.0.1")];
+        pb::Resources { ports, ..Default::default() }
+    }
+
+    fn of_task() -> pb::Resources {
+        let port = |label: &str, value| pb::NetworkPort { label: label.to_owned(), value };
+        let network = pb::NetworkResource {
+            ip: "10.0.0.1".to_owned(),
+            reserved_ports: vec![port("http", 8088)],
+            dynamic_ports: vec![port("db", 20001)],
+            ..Default::default()
+        };
+        let allocated = pb::AllocatedTaskResources { networks: vec![network], ..Default::default() };
+        pb::Resources { allocated_resources: Some(allocated), ..Default::default() }
+    }
+
+    fn of(
+        driver: DriverName,
+        network: &Network,
+        options: &OwnNetworkOptions,
+        resources: &pb::Resources,
+    ) -> std::result::Result<Vec<pb::PortMapping>, String> {
+        published(driver, network, options, Some(resources)).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn ports_and_port_map_are_those_of_dockers_driver() {
+        use DriverName::{ContainerdDriver, Docker};
+        let labels = |ports: &[&str]| OwnNetworkOptions {
+            ports: ports.iter().map(|&label| label.to_owned()).collect(),
+            ..Default::default()
+        };
+        let mapped = OwnNetworkOptions { port_map: [("http".to_owned(), 80)].into(), ..Default::default() };
+        let none = OwnNetworkOptions::default();
+        let (own, group) = (Network::Own(None), Network::Group("/n".to_owned()));
+        let all_mapped = vec![port("http", 8088, 80, "10.0.0.1"), port("db", 20001, 0, "10.0.0.1")];
+        for driver in [ContainerdDriver, Docker] {
+            assert_eq!(of(driver, &own, &labels(&["http"]), &of_group()).unwrap(), of_group().ports[..1]);
+            assert_eq!(of(driver, &own, &none, &of_group()).unwrap(), []);
+            assert_eq!(of(driver, &own, &mapped, &of_task()).unwrap(), all_mapped);
+            assert!(of(driver, &own, &labels(&["web"]), &of_group()).unwrap_err().contains("http, db"));
+            assert!(of(driver, &own, &mapped, &of_group()).unwrap_err().contains("set `to`"));
+            let nothing = of(driver, &own, &mapped, &pb::Resources::default()).unwrap_err();
+            assert!(nothing.contains("port_map") && nothing.contains("network block"), "{nothing}");
+        }
+        let unmapped: Vec<_> = all_mapped.into_iter().map(|port| pb::PortMapping { to: 0, ..port }).collect();
+        assert_eq!(of(Docker, &own, &none, &of_task()).unwrap(), unmapped);
+        assert_eq!(of(ContainerdDriver, &own, &none, &of_task()).unwrap(), []);
+        // Elsewhere none is published, whether or not there is one of that label.
+        assert_eq!(of(Docker, &group, &labels(&["web"]), &of_group()).unwrap(), []);
+        assert_eq!(of(Docker, &Network::Host, &labels(&["http"]), &of_group()).unwrap(), []);
+        assert_eq!(of(Docker, &Network::Host, &none, &of_task()).unwrap(), []);
     }
 }

@@ -68,6 +68,7 @@ pub fn all() -> Vec<Case> {
         in_sandboxes(),
         isolation::capabilities::cases(),
         networks::cni::cases(),
+        networks::docker::cases(),
         isolation::seccomp::cases(),
         isolation::privileged::cases(),
         lifecycle::labels::cases(),

@@ -79,12 +79,18 @@ fn one<'a>(name: &str, option: &'a Spec) -> (Option<String>, Default, Option<&'a
     }
 }
 
-/// Wraps a block that may be repeated in a list, as Nomad does even if it occurs once.
+/// Wraps a block that may be repeated, or that is declared as a list of maps, in a list, as Nomad does even if it occurs
+/// once.
 pub(super) fn listed(schema: &Spec, options: &mut Map<String, Value>) {
     let Some(Block::Object(object)) = &schema.block else { return };
     for (name, value) in options {
         let option = object.attributes.get(name).and_then(|option| option.block.as_ref());
-        if matches!(option, Some(Block::BlockList(_))) && value.is_object() {
+        let is_list = match option {
+            Some(Block::BlockList(_)) => true,
+            Some(Block::Attr(attr)) => attr.r#type.starts_with("list(map("),
+            _ => false,
+        };
+        if is_list && value.is_object() {
             *value = Value::Array(vec![value.take()]);
         }
     }

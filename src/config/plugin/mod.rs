@@ -329,7 +329,7 @@ pub(in crate::config) mod tests {
         let bridge = |config: &PluginConfig| config.networks.bridge.clone();
         assert_ne!(bridge(&docker).name, bridge(&other).name);
         assert_ne!(bridge(&docker).subnets, bridge(&other).subnets);
-        assert_eq!(bridge(&docker).gateway().unwrap().to_string(), "172.26.96.1");
+        assert_eq!(bridge(&docker).addresses()[0].to_string(), "172.26.96.1");
         assert!(!docker.volumes.enabled && other.volumes.enabled);
         let caps = |config: &PluginConfig| config.security_policy.allow_caps.clone();
         assert!(!docker.security_policy.allow_privileged && other.security_policy.allow_privileged);

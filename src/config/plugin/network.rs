@@ -45,10 +45,13 @@ pub(crate) struct Bridge {
 }
 
 impl Bridge {
-    /// Returns the address of the bridge itself, which is the first one of the IPv4 subnet.
-    pub(crate) fn gateway(&self) -> Option<Ipv4Addr> {
-        let network = self.subnets.first()?.split('/').next()?.parse::<Ipv4Addr>().ok()?;
-        Some(Ipv4Addr::from_bits(network.to_bits() + 1))
+    /// Returns the bridge's own addresses: the first one of each subnet, as the CNI plugins choose it.
+    pub(crate) fn addresses(&self) -> Vec<IpAddr> {
+        let first = |subnet: &String| match subnet.split('/').next()?.parse().ok()? {
+            IpAddr::V4(network) => Some(IpAddr::V4(Ipv4Addr::from_bits(network.to_bits().checked_add(1)?))),
+            IpAddr::V6(network) => Some(IpAddr::V6(Ipv6Addr::from_bits(network.to_bits().checked_add(1)?))),
+        };
+        self.subnets.iter().filter_map(first).collect()
     }
 }
 
@@ -194,6 +197,8 @@ mod tests {
         .unwrap();
         assert_eq!(networks.cni_path, ["/a", "/b"].map(PathBuf::from));
         assert_eq!(networks.bridge.subnets, ["10.1.0.0/16", "fd00:1::/64"]);
+        let own: [IpAddr; 2] = ["10.1.0.1".parse().unwrap(), "fd00:1::1".parse().unwrap()];
+        assert_eq!(networks.bridge.addresses(), own);
         for (option, wrong) in [
             ("cni_path", json!("bin:/b")),
             ("cni_config_dir", json!("config")),

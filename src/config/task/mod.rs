@@ -26,7 +26,7 @@ use serde::Deserialize;
 use super::hclspec::{object, required};
 use super::logging::Logging;
 use super::plugin::AllowedModes;
-use super::{ConfigError, PluginConfig, Warnings, from_msgpack};
+use super::{ConfigError, DriverName, PluginConfig, Warnings, from_msgpack};
 pub(crate) use archive::Archive;
 pub(crate) use devices::{Device, DevicePath};
 pub(crate) use labels::Labels;
@@ -34,9 +34,9 @@ pub(crate) use limits::{CpuLimits, Limits, MemoryLimits, PidsLimit, Rlimit, Swap
 #[cfg(test)]
 pub(crate) use mounts::HostSource;
 pub(crate) use mounts::{ImageVolumes, JobMount, MountSource, Mounts};
-pub(crate) use names::{Dns, DnsOptions, Names};
+pub(crate) use names::{Dns, DnsOptions, HostAddress, Names};
 pub(crate) use namespaces::{Namespaces, Sharing};
-pub(crate) use network::{Bandwidth, Network, NetworkOptions, OwnNetworkOptions, Rate};
+pub(crate) use network::{Bandwidth, Network, NetworkMode, NetworkOptions, OwnNetworkOptions, Rate};
 pub(crate) use process::Process;
 pub(crate) use pull::{Auth as TaskAuth, Pull, PullPolicy};
 pub(crate) use security::{SeccompProfile, Security};
@@ -177,8 +177,12 @@ impl TaskOptions {
     ///
     /// # Errors
     /// Names the option that conflicts with that network.
-    pub(crate) fn network(&self, group: Option<&pb::NetworkIsolationSpec>) -> Result<Network, ConfigError> {
-        self.network.network(&self.namespaces, group)
+    pub(crate) fn network(
+        &self,
+        driver: DriverName,
+        group: Option<&pb::NetworkIsolationSpec>,
+    ) -> Result<Network, ConfigError> {
+        self.network.network(driver, &self.namespaces, group)
     }
 
     /// Like [`Self::network`], and checks a host network that comes from the group's own block against what the
@@ -188,11 +192,12 @@ impl TaskOptions {
     /// Names the option that conflicts with that network, or the operator's that forbids it.
     pub(crate) fn network_permitted_by(
         &self,
+        driver: DriverName,
         group: Option<&pb::NetworkIsolationSpec>,
         allowed: &AllowedModes,
     ) -> Result<Network, ConfigError> {
         use pb::network_isolation_spec::NetworkIsolationMode as Groups;
-        let network = self.network(group)?;
+        let network = self.network(driver, group)?;
         // A host network from the task's own options has been checked by `permitted_by`, under their names.
         if network == Network::Host && group.is_some_and(|group| group.mode() == Groups::Host) {
             AllowedModes::permit_host("network { mode }", "host", "network", &allowed.network)?;

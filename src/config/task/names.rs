@@ -12,6 +12,8 @@ use crate::config::{ConfigError, reject_nulls, value};
 const HOSTNAME_LIMIT: usize = 64;
 /// The maximum length of a DNS label, in bytes.
 const LABEL_LIMIT: usize = 63;
+/// Docker's word for the address of the host (moby `opts/hosts.go`).
+const HOST_GATEWAY: &str = "host-gateway";
 
 /// The options about names.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -21,7 +23,15 @@ pub(crate) struct Names {
     /// Settings of the job for `/etc/resolv.conf`; an empty list is unset.
     pub resolver: DnsOptions,
     /// Entries of `/etc/hosts` in addition to the usual ones.
-    pub extra_hosts: Vec<(String, IpAddr)>,
+    pub extra_hosts: Vec<(String, HostAddress)>,
+}
+
+/// The address of an entry of `extra_hosts`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum HostAddress {
+    Ip(IpAddr),
+    /// The host, as the task reaches it: docker's `host-gateway`.
+    HostGateway,
 }
 
 /// Settings of a resolver: servers, search domains and options.
@@ -112,18 +122,23 @@ fn is_label(label: &str) -> bool {
 
 /// Decodes an entry of `extra_hosts`. As in docker, the first colon or equals sign ends the name, and an IPv6 address
 /// may be in brackets.
-fn extra_host(entry: String) -> Result<(String, IpAddr), ConfigError> {
+fn extra_host(entry: String) -> Result<(String, HostAddress), ConfigError> {
     let Some((name, address)) = entry.split_once(['=', ':']) else {
         return Err(value("extra_hosts", entry, "it must be a name and an address, such as \"db:10.0.0.5\""));
     };
     if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#') {
         return Err(value("extra_hosts", entry, "the part in front of the colon must be a host name"));
     }
+    if address == HOST_GATEWAY {
+        return Ok((name.to_owned(), HostAddress::HostGateway));
+    }
     let bare = address.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(address);
     match bare.parse() {
-        Ok(address) => Ok((name.to_owned(), address)),
+        Ok(address) => Ok((name.to_owned(), HostAddress::Ip(address))),
         Err(_) => {
-            let why = format!("{address:?} is not an IP address, and names are not resolved here");
+            let why = format!(
+                "{address:?} is neither an IP address nor {HOST_GATEWAY:?}, and names are not resolved here"
+            );
             Err(value("extra_hosts", entry, why))
         }
     }
@@ -183,12 +198,18 @@ mod tests {
     fn extra_hosts_are_names_with_addresses() {
         let of = |entry: &str| {
             let hosts = decode(&json!({"image": "redis", "extra_hosts": [entry]})).unwrap().names.extra_hosts;
-            hosts.into_iter().map(|(name, address)| format!("{name} {address}")).collect::<String>()
+            let shown = |address| match address {
+                HostAddress::Ip(address) => address.to_string(),
+                HostAddress::HostGateway => "the host".to_owned(),
+            };
+            hosts.into_iter().map(|(name, address)| format!("{name} {}", shown(address))).collect::<String>()
         };
         assert_eq!(of("db:10.0.0.5"), "db 10.0.0.5");
         assert_eq!(of("db=10.0.0.5"), "db 10.0.0.5");
         assert_eq!(of("db:fe80::1"), "db fe80::1");
         assert_eq!(of("db:[::1]"), "db ::1");
+        assert_eq!(of("node:host-gateway"), "node the host");
+        assert_eq!(of("node=host-gateway"), "node the host");
         for wrong in [
             "db",
             "db:",
@@ -196,7 +217,8 @@ mod tests {
             "d b:10.0.0.5",
             "db\n:::1",
             "db:other",
-            "db:host-gateway",
+            "db:Host-gateway",
+            "db:[host-gateway]",
             "db:10.0.0.5:80",
         ] {
             refusal("extra_hosts", json!([wrong]));

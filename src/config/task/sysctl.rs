@@ -64,8 +64,8 @@ pub(super) fn owner(name: &str) -> Result<Owner, ConfigError> {
 mod tests {
     use serde_json::{Value, json};
 
-    use crate::config::TaskOptions;
     use crate::config::task::tests::{decode as options, refusal};
+    use crate::config::{DriverName, TaskOptions};
 
     fn task(extra: &Value) -> TaskOptions {
         let mut all = json!({"image": "redis", "sysctl": {
@@ -93,14 +93,14 @@ mod tests {
 
     #[test]
     fn sysctls_need_a_namespace_of_the_tasks_own() {
-        task(&json!({})).network(None).unwrap();
+        task(&json!({})).network(DriverName::ContainerdDriver, None).unwrap();
         for (shared, words) in [
             (json!({"network_mode": "host"}), ["net.core.somaxconn", "network_mode"]),
             (json!({"host_network": true}), ["net.core.somaxconn", "host_network"]),
             (json!({"ipc_mode": "host"}), ["fs.mqueue.msg_max", "ipc_mode"]),
             (json!({"uts_mode": "host"}), ["kernel.domainname", "uts_mode"]),
         ] {
-            let error = task(&shared).network(None).unwrap_err().to_string();
+            let error = task(&shared).network(DriverName::ContainerdDriver, None).unwrap_err().to_string();
             assert!(words.iter().all(|word| error.contains(word)), "{error}");
         }
     }

@@ -343,7 +343,7 @@ impl Start<'_> {
         let is_sandboxed = self.plan.runtime.family == Family::Gvisor;
         let joined = self.plan.network.join(self.tasks, self.container, self.config, is_sandboxed);
         let joined = self.timeline.step("network/join", joined).await?;
-        let files = self.plan.name_files(self.config, &self.container.bundle, &joined);
+        let files = self.plan.name_files(self.settings, self.config, &self.container.bundle, &joined);
         let files = self.timeline.step("network/names", files).await?;
         Ok((joined, files))
     }

@@ -1,6 +1,7 @@
 //! The plan of a start: what a job asks for, found to be possible here before anything is made. Also writes the files
 //! by which the task finds names.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -9,7 +10,8 @@ use nomad_proto::driver as pb;
 use super::host_facts;
 use crate::cgroup::Cgroup;
 use crate::config::{
-    Archive, DevicePath, Dns, DnsOptions, Names as RequestedNames, ResolvedPath, Sharing, TaskOptions,
+    Archive, DevicePath, Dns, DnsOptions, HostAddress, Names as RequestedNames, ResolvedPath, Sharing,
+    TaskOptions,
 };
 use crate::containerd::{ArchiveSource, LOADED};
 use crate::devices::{self, DeviceEdits};
@@ -65,7 +67,7 @@ impl StartPlan {
         options.permitted_by(&settings.config)?;
         spec::check_words(&options.process, &config.env)?;
         let (group, allowed) = (config.network_isolation_spec.as_ref(), &settings.config.allowed_modes);
-        let network = options.network_permitted_by(group, allowed)?;
+        let network = options.network_permitted_by(settings.config.name, group, allowed)?;
         let mut cgroup = cgroup_of(config);
         let devices = (options.devices.clone(), devices_of_nomad(config)?, settings.config.devices.clone());
         // None of these depends on another. Which error is reported does not depend on which was found first.
@@ -115,11 +117,12 @@ impl StartPlan {
     /// Names the file that could not be read or written.
     pub(in crate::task) async fn name_files(
         &self,
+        settings: &Settings,
         config: &pb::TaskConfig,
         bundle: &Bundle,
         joined: &Joined,
     ) -> Result<Vec<BoundFile>> {
-        let nomads = config.network_isolation_spec.as_ref().and_then(|spec| spec.hosts_config.as_ref());
+        let nomads = groups_hosts(config, &self.options);
         let names = Names {
             hostname: self.hostname.clone(),
             addresses: match nomads.and_then(|hosts| hosts.address.parse().ok()) {
@@ -127,7 +130,7 @@ impl StartPlan {
                 None => joined.addresses.clone(),
             },
             aliases: self.network.aliases().to_vec(),
-            extra_hosts: self.options.names.extra_hosts.clone(),
+            extra_hosts: extra_hosts(settings, &self.options.names, joined).await?,
             in_the_hosts_network: self.network.is_the_hosts(),
             resolver: resolver(config, &self.options.names, &joined.dns),
         };
@@ -228,6 +231,33 @@ fn resolver(config: &pb::TaskConfig, requested: &RequestedNames, plugins: &cni::
     (is_given || requested.dns == Dns::Host).then_some(resolver)
 }
 
+/// Returns what Nomad says of the names in the group's network, if the task is in it.
+fn groups_hosts<'a>(config: &'a pb::TaskConfig, options: &TaskOptions) -> Option<&'a pb::HostsConfig> {
+    let group = config.network_isolation_spec.as_ref().filter(|_| options.network.mode.is_none())?;
+    group.hosts_config.as_ref()
+}
+
+/// Returns the entries of `/etc/hosts` that the job adds. A host with several addresses has an entry for each.
+async fn extra_hosts(
+    settings: &Settings,
+    requested: &RequestedNames,
+    joined: &Joined,
+) -> Result<Vec<(String, IpAddr)>> {
+    let names_host = |(_, address): &(String, HostAddress)| *address == HostAddress::HostGateway;
+    let host = match requested.extra_hosts.iter().any(names_host) {
+        true => joined.addresses_of_host(&settings.config.networks.bridge).await?,
+        false => Vec::new(),
+    };
+    let entries = requested.extra_hosts.iter().flat_map(|(name, address)| {
+        let addresses = match address {
+            HostAddress::Ip(address) => vec![*address],
+            HostAddress::HostGateway => host.clone(),
+        };
+        addresses.into_iter().map(|address| (name.clone(), address))
+    });
+    Ok(entries.collect())
+}
+
 /// Returns a host name that tells tasks apart: the task's name and the start of its allocation's id, in the letters of
 /// host names.
 fn hostname(config: &pb::TaskConfig) -> String {
@@ -243,6 +273,7 @@ fn hostname(config: &pb::TaskConfig) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::NetworkMode;
 
     fn words(text: &str) -> Vec<String> {
         text.split_whitespace().map(str::to_owned).collect()
@@ -270,6 +301,18 @@ mod tests {
         config.dns = Some(pb::DnsConfig { servers: words("10.0.0.3"), ..Default::default() });
         let of_group = Resolver { servers: words("10.0.0.3"), ..Resolver::default() };
         assert_eq!(resolver(&config, &requested, &plugins), Some(of_group));
+    }
+
+    #[test]
+    fn the_groups_names_are_those_of_a_task_without_a_network_mode() {
+        let hosts = pb::HostsConfig { hostname: "web".to_owned(), address: "10.0.0.1".to_owned() };
+        let group = pb::NetworkIsolationSpec { hosts_config: Some(hosts.clone()), ..Default::default() };
+        let config = pb::TaskConfig { network_isolation_spec: Some(group), ..Default::default() };
+        let mut options = TaskOptions::default();
+        assert_eq!(groups_hosts(&config, &options), Some(&hosts));
+        assert_eq!(groups_hosts(&pb::TaskConfig::default(), &options), None);
+        options.network.mode = Some(NetworkMode::Bridge);
+        assert_eq!(groups_hosts(&config, &options), None);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 pub mod bridges;
 pub mod cni;
+pub mod docker;
 pub mod failures;
 pub mod names;
 pub mod own;

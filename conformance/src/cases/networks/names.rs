@@ -11,6 +11,7 @@ use harness::task::LIMIT;
 use nomad_proto::driver as pb;
 use serde_json::json;
 
+use crate::cases::support::group_network::GroupNetwork;
 use crate::cases::support::{cases, ensure_eq, refused};
 
 cases!["names":
@@ -22,6 +23,7 @@ cases!["names":
     the_servers_of_a_dns_block_win,
     in_the_hosts_network_the_hosts_names_count,
     a_name_or_host_that_can_not_be_is_refused,
+    the_host_gateway_is_the_host_as_the_task_reaches_it,
 ];
 
 async fn a_task_finds_itself_by_its_name(case: &CaseContext, plugin: &Plugin) -> Result<()> {
@@ -208,5 +210,32 @@ async fn a_name_or_host_that_can_not_be_is_refused(case: &CaseContext, plugin: &
         refused(plugin.start_task(task.config.clone()).await, &[option, word])?;
         case.nothing_left()?;
     }
+    Ok(())
+}
+
+async fn the_host_gateway_is_the_host_as_the_task_reaches_it(
+    case: &CaseContext,
+    plugin: &Plugin,
+) -> Result<()> {
+    let group = GroupNetwork::make(&case.directory())?;
+    let subnet = case.environment().networks().tasks().subnet;
+    let bridge = format!("{}1", subnet.split("0/").next().context("no subnet")?);
+    for (mode, spec, address) in [
+        (json!("bridge"), None, bridge.as_str()),
+        (json!("none"), None, &bridge),
+        (json!("host"), None, "127.0.0.1"),
+        (json!(null), Some(group.spec()), GroupNetwork::GATEWAY),
+    ] {
+        let mut config = case.shell("grep -w node /etc/hosts");
+        config["network_mode"] = mode;
+        config["extra_hosts"] = json!(["node:host-gateway"]);
+        let mut task = case.prepare(plugin, &config).await?;
+        task.config.network_isolation_spec = spec;
+        task.start(plugin).await?;
+        ensure_eq!(task.stdout(plugin).await?, format!("{address} node\n"));
+        task.destroy(plugin).await?;
+    }
+    case.nothing_left()?;
+    drop(group);
     Ok(())
 }

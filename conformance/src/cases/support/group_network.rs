@@ -16,6 +16,8 @@ pub struct GroupNetwork {
 impl GroupNetwork {
     /// Address of the interface in the group's namespace.
     pub const ADDRESS: &str = "192.0.2.18";
+    /// Address of the default route's gateway in the group's namespace.
+    pub const GATEWAY: &str = "192.0.2.17";
 
     /// Makes the namespace, bound to a file in `directory`, with one end of a veth pair in it.
     pub fn make(directory: &Path) -> Result<Self> {
@@ -23,8 +25,9 @@ impl GroupNetwork {
         let path = directory.join("group-netns");
         std::fs::write(&path, "")?;
         let setup = format!(
-            "ip link set lo up; ip link add inside type veth peer name outside; ip address add {}/24 dev inside; ip link set outside up; ip link set inside up",
-            Self::ADDRESS
+            "ip link set lo up; ip link add inside type veth peer name outside; ip address add {}/24 dev inside; ip link set outside up; ip link set inside up; ip route add default via {}",
+            Self::ADDRESS,
+            Self::GATEWAY
         );
         process::output(
             Command::new("unshare").arg(format!("--net={}", path.display())).args(["sh", "-ec", &setup]),

@@ -1,9 +1,8 @@
 //! The network of a task. The names are those of Nomad's docker driver.
 
 mod bandwidth;
+mod mode;
 mod own_network;
-
-use std::fmt;
 
 use nomad_proto::driver as pb;
 use nomad_proto::hclspec::Spec;
@@ -12,29 +11,17 @@ use serde::Deserialize;
 use super::namespaces::Namespaces;
 use crate::config::hclspec::optional;
 use crate::config::plugin::AllowedModes;
-use crate::config::{ConfigError, value};
+use crate::config::{ConfigError, DriverName, value};
 pub(crate) use bandwidth::{Bandwidth, Rate};
+pub(crate) use mode::NetworkMode;
 pub(crate) use own_network::OwnNetworkOptions;
 
-const MODES: &str =
-    "it must be \"none\", \"host\", \"bridge\", \"cni/<network>\" or \"task:<another task of the group>\"";
 /// The options about a task's network.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct NetworkOptions {
     /// `None` derives the network from the group and from `host_network`.
     pub mode: Option<NetworkMode>,
     pub own_network: OwnNetworkOptions,
-}
-
-/// A value of `network_mode`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum NetworkMode {
-    None,
-    Host,
-    Bridge,
-    Cni(String),
-    /// The network of another task, by that task's name.
-    Task(String),
 }
 
 /// The network namespace that a task runs in.
@@ -48,6 +35,9 @@ pub(crate) enum Network {
     Own(Option<String>),
     /// The network of another task of the same allocation, by its name.
     OfTask(String),
+    /// The network of another task, by docker's name of its container: the task's name, also with `-` and the
+    /// allocation's id after it.
+    OfContainer(String),
     Host,
 }
 
@@ -67,75 +57,12 @@ pub(super) fn schema() -> Vec<(&'static str, Spec)> {
 impl Raw {
     pub(super) fn decode(self) -> Result<NetworkOptions, ConfigError> {
         let Self { network_mode, own_network } = self;
-        let mode = network_mode.filter(|mode| !mode.is_empty()).map(NetworkMode::named).transpose()?;
-        let options = NetworkOptions { mode, own_network: own_network.decode()? };
-        options.check_mode()?;
-        Ok(options)
-    }
-}
-
-impl NetworkMode {
-    fn named(mode: String) -> Result<Self, ConfigError> {
-        match mode.as_str() {
-            "none" => return Ok(Self::None),
-            "host" => return Ok(Self::Host),
-            "bridge" => return Ok(Self::Bridge),
-            _ => {}
-        }
-        let is_name = |name: &str| {
-            name.starts_with(|c: char| c.is_ascii_alphanumeric())
-                && name.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c))
-        };
-        match mode.split_once(['/', ':']) {
-            Some(("cni", name)) if mode.starts_with("cni/") && is_name(name) => {
-                Ok(Self::Cni(name.to_owned()))
-            }
-            Some(("task", name)) if mode.starts_with("task:") && !name.is_empty() => {
-                Ok(Self::Task(name.to_owned()))
-            }
-            Some(("container", _)) => Err(value(
-                "network_mode",
-                mode,
-                "a task shares the network of another one of its group: write \"task:<its name>\"",
-            )),
-            _ => Err(value("network_mode", mode, MODES)),
-        }
-    }
-
-    fn is_connected(&self) -> bool {
-        matches!(self, Self::Bridge | Self::Cni(_))
-    }
-}
-
-impl fmt::Display for NetworkMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::None => f.write_str("none"),
-            Self::Host => f.write_str("host"),
-            Self::Bridge => f.write_str("bridge"),
-            Self::Cni(name) => write!(f, "cni/{name}"),
-            Self::Task(name) => write!(f, "task:{name}"),
-        }
+        let mode = network_mode.filter(|mode| !mode.is_empty()).map(NetworkMode::parse).transpose()?;
+        Ok(NetworkOptions { mode, own_network: own_network.decode()? })
     }
 }
 
 impl NetworkOptions {
-    fn check_mode(&self) -> Result<(), ConfigError> {
-        if self.mode.as_ref().is_some_and(NetworkMode::is_connected) {
-            return Ok(());
-        }
-        let Some((option, requested)) = self.own_network.first() else { return Ok(()) };
-        let mode = self
-            .mode
-            .as_ref()
-            .map_or("no network_mode".to_owned(), |mode| format!("network_mode = \"{mode}\""));
-        let why = format!(
-            "it needs a network of the task's own, network_mode = \"bridge\" or \"cni/<network>\", and the task has \
-             {mode}; for a group's network set it in the group's network block"
-        );
-        Err(value(option, requested, why))
-    }
-
     pub(super) fn permitted_by(&self, allowed: &AllowedModes) -> Result<(), ConfigError> {
         match self.mode {
             Some(NetworkMode::Host) => {
@@ -157,37 +84,61 @@ impl NetworkOptions {
         }
     }
 
-    /// Returns the network of the task, given the one that Nomad made for its group, if any.
+    /// Returns the network of the task, given the one that Nomad made for its group, if any. Under docker's name a task
+    /// without a network is on the bridge, and its own mode counts before the group's network.
     ///
     /// # Errors
     /// Names the option that conflicts with that network.
     pub(super) fn network(
         &self,
+        driver: DriverName,
         namespaces: &Namespaces,
         group: Option<&pb::NetworkIsolationSpec>,
     ) -> Result<Network, ConfigError> {
         use pb::network_isolation_spec::NetworkIsolationMode as Groups;
+        let is_docker = driver.is_docker();
         let made = group.map(|group| group.path.as_str()).filter(|path| !path.is_empty());
         let refuse = |option, requested: String| {
             let why = "the group has a network of its own, by network { mode = \"bridge\" } or a CNI network: leave out one \
                        of the two";
             Err(value(option, requested, why))
         };
+        let is_groups = |mode| group.is_some_and(|group| group.mode() == mode);
         let network = match (made, &self.mode) {
             (Some(_), _) if namespaces.host_network => return refuse("host_network", "true".to_owned()),
-            (Some(_), Some(mode)) => return refuse("network_mode", mode.to_string()),
-            (Some(path), None) => Network::Group(path.to_owned()),
+            (Some(_), Some(mode)) if !is_docker => return refuse("network_mode", mode.to_string()),
             (None, _) if namespaces.host_network => Network::Host,
-            (None, Some(NetworkMode::None)) => Network::Private,
-            (None, Some(NetworkMode::Host)) => Network::Host,
-            (None, Some(NetworkMode::Bridge)) => Network::Own(None),
-            (None, Some(NetworkMode::Cni(name))) => Network::Own(Some(name.clone())),
-            (None, Some(NetworkMode::Task(name))) => Network::OfTask(name.clone()),
-            (None, None) if group.is_some_and(|group| group.mode() == Groups::Host) => Network::Host,
+            (_, Some(mode)) => mode.network(driver)?,
+            (Some(path), None) => Network::Group(path.to_owned()),
+            (None, None) if is_groups(Groups::None) => Network::Private,
+            (None, None) if is_docker => Network::Own(None),
+            (None, None) if is_groups(Groups::Host) => Network::Host,
             (None, None) => Network::Private,
         };
+        self.check_own_network(driver, &network)?;
         namespaces.own_sysctl(&network, self.mode == Some(NetworkMode::Host))?;
         Ok(network)
+    }
+
+    /// Refuses options that only a network of the task's own can fulfil. Docker's driver takes some of them everywhere.
+    fn check_own_network(&self, driver: DriverName, network: &Network) -> Result<(), ConfigError> {
+        if matches!(network, Network::Own(_)) {
+            return Ok(());
+        }
+        let mut set = self.own_network.set();
+        if driver.is_docker() {
+            set.retain(|(option, _)| !own_network::IDLE_ELSEWHERE.contains(option));
+        }
+        let Some((option, requested)) = set.into_iter().next() else { return Ok(()) };
+        let mode = self
+            .mode
+            .as_ref()
+            .map_or("no network_mode".to_owned(), |mode| format!("network_mode = \"{mode}\""));
+        let why = format!(
+            "it needs a network of the task's own, network_mode = \"bridge\" or \"cni/<network>\", and the task has \
+             {mode}; for a group's network set it in the group's network block"
+        );
+        Err(value(option, requested, why))
     }
 }
 
@@ -197,7 +148,7 @@ pub(super) mod tests {
 
     use super::*;
     use crate::config::TaskOptions;
-    use crate::config::task::tests::{decode, refusal};
+    use crate::config::task::tests::decode;
 
     pub(in crate::config) fn of(options: &Value) -> TaskOptions {
         let mut all = json!({"image": "redis"});
@@ -216,17 +167,24 @@ pub(super) mod tests {
         pb::NetworkIsolationSpec { mode: mode.into(), path: path.to_owned(), ..Default::default() }
     }
 
+    const OURS: DriverName = DriverName::ContainerdDriver;
+    const DOCKER: DriverName = DriverName::Docker;
+
+    fn error_of(options: &Value, driver: DriverName, group: Option<&pb::NetworkIsolationSpec>) -> String {
+        of(options).network(driver, group).unwrap_err().to_string()
+    }
+
     #[test]
     fn without_network_mode_the_group_decides() {
         use pb::network_isolation_spec::NetworkIsolationMode::{Group, Host, None as Without};
         let (own, host) = (of(&json!({})), of(&json!({"host_network": true})));
         let made = group(Group, "/var/run/netns/a");
-        assert_eq!(own.network(None).unwrap(), Network::Private);
-        assert_eq!(own.network(Some(&group(Without, ""))).unwrap(), Network::Private);
-        assert_eq!(own.network(Some(&made)).unwrap(), Network::Group("/var/run/netns/a".to_owned()));
-        assert_eq!(own.network(Some(&group(Host, ""))).unwrap(), Network::Host);
-        assert_eq!(host.network(None).unwrap(), Network::Host);
-        let error = host.network(Some(&made)).unwrap_err().to_string();
+        assert_eq!(own.network(OURS, None).unwrap(), Network::Private);
+        assert_eq!(own.network(OURS, Some(&group(Without, ""))).unwrap(), Network::Private);
+        assert_eq!(own.network(OURS, Some(&made)).unwrap(), Network::Group("/var/run/netns/a".to_owned()));
+        assert_eq!(own.network(OURS, Some(&group(Host, ""))).unwrap(), Network::Host);
+        assert_eq!(host.network(OURS, None).unwrap(), Network::Host);
+        let error = host.network(OURS, Some(&made)).unwrap_err().to_string();
         assert!(error.contains("host_network") && error.contains("mode = \"bridge\""), "{error}");
     }
 
@@ -239,38 +197,66 @@ pub(super) mod tests {
             ("bridge", Network::Own(None)),
             ("cni/web.1", Network::Own(Some("web.1".to_owned()))),
             ("task:db", Network::OfTask("db".to_owned())),
+            ("container:db", Network::OfContainer("db".to_owned())),
         ] {
             let options = of(&json!({"network_mode": mode}));
-            assert_eq!(options.network(None).unwrap(), network);
-            assert_eq!(options.network(Some(&group(Host, ""))).unwrap(), network);
-            let error = options.network(Some(&group(Group, "/n"))).unwrap_err().to_string();
+            assert_eq!(options.network(OURS, None).unwrap(), network);
+            assert_eq!(options.network(OURS, Some(&group(Host, ""))).unwrap(), network);
+            let error = options.network(OURS, Some(&group(Group, "/n"))).unwrap_err().to_string();
             assert!(error.contains("network_mode") && error.contains("mode = \"bridge\""), "{error}");
         }
-        for wrong in ["Host", "cni/", "cni/../x", "cni:x", "task/", "task:", "nat", "cni/-x"] {
-            assert!(refusal("network_mode", json!(wrong)).contains("cni/<network>"));
+    }
+
+    #[test]
+    fn under_dockers_name_a_task_is_on_the_bridge_and_its_mode_counts_before_the_group() {
+        use pb::network_isolation_spec::NetworkIsolationMode::{Group, Host, None as Without};
+        let (own, made) = (of(&json!({})), group(Group, "/n"));
+        assert_eq!(own.network(DOCKER, None).unwrap(), Network::Own(None));
+        assert_eq!(own.network(DOCKER, Some(&group(Host, ""))).unwrap(), Network::Own(None));
+        assert_eq!(own.network(DOCKER, Some(&group(Without, ""))).unwrap(), Network::Private);
+        assert_eq!(own.network(DOCKER, Some(&made)).unwrap(), Network::Group("/n".to_owned()));
+        for (mode, network) in [
+            ("default", Network::Own(None)),
+            ("bridge", Network::Own(None)),
+            ("host", Network::Host),
+            ("none", Network::Private),
+            ("backend", Network::Own(Some("backend".to_owned()))),
+            ("container:db", Network::OfContainer("db".to_owned())),
+        ] {
+            let options = of(&json!({"network_mode": mode}));
+            assert_eq!(options.network(DOCKER, Some(&made)).unwrap(), network);
+            assert_eq!(options.network(DOCKER, None).unwrap(), network);
         }
-        assert!(refusal("network_mode", json!("container:db")).contains("task:"));
+        let host = json!({"host_network": true});
+        assert_eq!(of(&host).network(DOCKER, None).unwrap(), Network::Host);
+        assert!(error_of(&host, DOCKER, Some(&made)).contains("host_network"));
     }
 
     #[test]
     fn conflicting_network_options_are_refused() {
         refused(&json!({"network_mode": "bridge", "host_network": true}), &["network_mode", "host_network"]);
         assert_eq!(
-            of(&json!({"network_mode": "host", "host_network": true})).network(None).unwrap(),
+            of(&json!({"network_mode": "host", "host_network": true})).network(OURS, None).unwrap(),
             Network::Host
         );
+        let made = group(pb::network_isolation_spec::NetworkIsolationMode::Group, "/n");
         for mode in [json!(null), json!("none"), json!("host"), json!("task:db")] {
-            for (option, requested) in [
-                ("ports", json!(["http"])),
-                ("ipv4_address", json!("10.0.0.5")),
-                ("ipv6_address", json!("fd00::5")),
-                ("mac_address", json!("02:00:00:00:00:01")),
-                ("network_aliases", json!(["db"])),
-                ("advertise_ipv6_address", json!(true)),
-                ("bandwidth", json!({"egress_rate": "1m"})),
+            for (option, requested, is_idle) in [
+                ("ports", json!(["http"]), true),
+                ("port_map", json!([{"http": 80}]), true),
+                ("advertise_ipv6_address", json!(true), true),
+                ("ipv4_address", json!("10.0.0.5"), false),
+                ("ipv6_address", json!("fd00::5"), false),
+                ("mac_address", json!("02:00:00:00:00:01"), false),
+                ("network_aliases", json!(["db"]), false),
+                ("bandwidth", json!({"egress_rate": "1m"}), false),
             ] {
+                let options = json!({"network_mode": mode, option: requested});
+                let error = error_of(&options, OURS, None);
                 let words = [option, mode.as_str().unwrap_or("no network_mode")];
-                refused(&json!({"network_mode": mode, option: requested}), &words);
+                assert!(words.iter().all(|word| error.contains(word)), "{error}");
+                let in_group = of(&options).network(DOCKER, Some(&made));
+                assert_eq!(in_group.is_ok(), is_idle, "{options}: {in_group:?}");
             }
         }
     }
@@ -291,7 +277,7 @@ pub(super) mod tests {
         let none = AllowedModes { network: Vec::new(), ..AllowedModes::default() };
         let of_host = group(Host, "");
         let permitted = |options: &Value, group: &pb::NetworkIsolationSpec, allowed: &AllowedModes| {
-            of(options).network_permitted_by(Some(group), allowed).map_err(|error| error.to_string())
+            of(options).network_permitted_by(OURS, Some(group), allowed).map_err(|error| error.to_string())
         };
         let error = permitted(&json!({}), &of_host, &none).unwrap_err();
         assert!(error.contains("allowed_modes.network"), "{error}");
@@ -299,5 +285,7 @@ pub(super) mod tests {
         let own = permitted(&json!({"network_mode": "none"}), &of_host, &none);
         assert_eq!(own, Ok(Network::Private));
         assert_eq!(permitted(&json!({}), &group(Group, "/n"), &none), Ok(Network::Group("/n".to_owned())));
+        let docker = of(&json!({})).network_permitted_by(DOCKER, Some(&of_host), &none).unwrap();
+        assert_eq!(docker, Network::Own(None), "docker's driver has it on the bridge");
     }
 }
