@@ -82,7 +82,7 @@ pub(super) fn built(options: &TaskOptions, task: &pb::TaskConfig) -> Result<Valu
         network: &network,
         files: &[hosts],
         image_volumes: &[],
-        host: &HostFacts::default(),
+        host: &HostFacts { network_parameters: NETWORK_PARAMETERS.to_vec(), ..HostFacts::default() },
         devices: &DeviceEdits::default(),
         is_sandboxed: false,
         task,

@@ -23,6 +23,8 @@ pub(crate) struct HostFacts {
     pub max_open_files: Option<u64>,
     /// Soft and hard limit of open files that the agent has, if a task does not inherit them.
     pub agent_open_files: Option<(u64, u64)>,
+    /// Those of [`super::NETWORK_PARAMETERS`] that the kernel has, and lets the driver set.
+    pub network_parameters: Vec<(&'static str, &'static str)>,
 }
 
 /// Checks a task's limits against the host.
@@ -170,6 +172,7 @@ mod tests {
             memory_nodes: list("0"),
             max_open_files: Some(1000),
             agent_open_files: None,
+            network_parameters: Vec::new(),
         }
     }
 

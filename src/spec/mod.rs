@@ -33,7 +33,7 @@ use crate::security::Confinement;
 
 pub(crate) use host_facts::{HostFacts, check};
 pub(crate) use mounts::{BoundFile, ImageVolume, StagedSource, nomad_directories};
-pub(crate) use namespaces::{NetNamespace, with_private_pids};
+pub(crate) use namespaces::{NETWORK_PARAMETERS, NetNamespace, with_private_pids};
 pub(crate) use process::{INIT, exec_process, working_directory};
 pub(crate) use resources::oom_score_adj;
 
@@ -107,13 +107,14 @@ const MAX_PATH_BYTES: usize = 4095;
 /// Names the option that can't be applied.
 pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Spec, SpecError> {
     let requested = &inputs.options.namespaces;
-    let sysctl = requested.sysctl.iter().map(|(name, text)| (name.clone(), text.clone()));
+    // A sandbox has a kernel of its own, and takes none.
+    let parameters = if inputs.is_sandboxed { &[] } else { &inputs.host.network_parameters[..] };
     let security = &inputs.options.security;
     let Confinement { capabilities: _, seccomp, apparmor_profile: _, devices, masked_paths } =
         inputs.confinement;
     let mut linux = LinuxBuilder::default()
         .namespaces(namespaces::namespaces(requested, inputs.network, inputs.host.is_cgroup_v2)?)
-        .sysctl(sysctl.collect::<HashMap<_, _>>())
+        .sysctl(namespaces::sysctl(requested, inputs.network, parameters))
         .cgroups_path(inputs.cgroup_path.clone())
         .resources(resources::limits(inputs)?)
         .devices(devices.clone())

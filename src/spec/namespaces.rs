@@ -1,5 +1,6 @@
 //! Namespaces of a container: those of its own, and those that it joins.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 
 use oci_spec::OciSpecError;
@@ -60,6 +61,23 @@ pub(super) fn namespaces(
     Ok(namespaces)
 }
 
+/// Kernel parameters of a network that is not the host's, as docker sets them: any user may listen on each port, and send
+/// pings.
+pub(crate) const NETWORK_PARAMETERS: [(&str, &str); 2] =
+    [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")];
+
+/// Returns the kernel parameters of a container: the defaults among `available` unless it is in the host's network, and
+/// the job's, which win.
+pub(super) fn sysctl(
+    requested: &Namespaces,
+    network: &NetNamespace,
+    available: &[(&str, &str)],
+) -> HashMap<String, String> {
+    let defaults = if *network == NetNamespace::Host { &[] } else { available };
+    let defaults = defaults.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    defaults.chain(requested.sysctl.clone()).collect()
+}
+
 /// Returns the specification with a private pid namespace, which the shim reads instead of the real one once a
 /// container that shares the host's pids is created: with no pid namespace in it, the shim of containerd 1.6 kills "all
 /// processes" at the exit of the first one, in a way that can deadlock it for good.
@@ -100,6 +118,26 @@ mod tests {
         assert_eq!(kinds(&shared, &NetNamespace::Host, true), [Mount]);
         let view = Namespaces { cgroupns: Some(Sharing::Private), ..Namespaces::default() };
         assert!(kinds(&view, &NetNamespace::Own, false).contains(&Cgroup));
+    }
+
+    #[test]
+    fn low_ports_and_pings_are_for_any_user_outside_of_the_hosts_network() {
+        let own = Namespaces::default();
+        let of = |requested: &Namespaces, network: &NetNamespace| {
+            let mut all: Vec<_> = sysctl(requested, network, &NETWORK_PARAMETERS).into_iter().collect();
+            all.sort();
+            all.into_iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>()
+        };
+        let group = NetNamespace::At("/var/run/netns/a".into());
+        for network in [&NetNamespace::Own, &group] {
+            let all = ["net.ipv4.ip_unprivileged_port_start=0", "net.ipv4.ping_group_range=0 2147483647"];
+            assert_eq!(of(&own, network), all);
+        }
+        assert!(of(&own, &NetNamespace::Host).is_empty());
+        assert!(sysctl(&own, &group, &[]).is_empty(), "the kernel has none");
+        let sysctls = [("net.ipv4.ip_unprivileged_port_start".to_owned(), "1024".to_owned())].into();
+        let stricter = Namespaces { sysctl: sysctls, ..own };
+        assert!(of(&stricter, &group).contains(&"net.ipv4.ip_unprivileged_port_start=1024".to_owned()));
     }
 
     #[test]

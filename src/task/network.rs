@@ -141,6 +141,10 @@ impl NetworkPlan {
         self.network == Network::Host
     }
 
+    pub(super) fn is_another_tasks(&self) -> bool {
+        matches!(self.network, Network::OfTask(_))
+    }
+
     /// Returns the other names by which the task goes.
     pub(super) fn aliases(&self) -> &[String] {
         &self.own_network.aliases

@@ -46,6 +46,7 @@ pub const NOT_IN_A_SANDBOX: &[(&str, &str)] = &[
     ("mounts: a start that the plugin does not survive leaves no mount", OTHER_PARTS),
     ("networks: a task gets the address and the names that it asks for", SYS),
     ("networks of docker: a tasks mode counts before its groups network", SYS),
+    ("networks: any user listens on low ports", REFUSED),
     ("networks: without a network a task has its loopback alone", SYS),
     ("networks::the_hosts_network_a_described_one_and_none", SYS),
     ("networks::twenty_tasks_at_once", "a sandbox needs more memory than twenty of them have there"),

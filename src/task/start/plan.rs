@@ -81,7 +81,11 @@ impl StartPlan {
             timeline.step("wanted/devices", devices::find(devices.0, devices.1, devices.2)),
             timeline.step("wanted/mounts", Sources::open(&options.mounts, &settings.config, config)),
         );
-        let (image, network, init, node) = (image?, network?, init?, node?);
+        let (image, network, init, mut node) = (image?, network?, init?, node?);
+        if network.is_another_tasks() {
+            // That task's start has set them, or its job's own values.
+            node.network_parameters.clear();
+        }
         let runtime = Runtime::of(settings, &options, config).await?;
         let hostname = match &options.names.hostname {
             Some(name) => name.clone(),

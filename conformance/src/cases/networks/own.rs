@@ -14,6 +14,7 @@ use harness::task::LIMIT;
 use nomad_proto::driver as pb;
 use serde_json::json;
 
+use crate::cases::support::group_network::GroupNetwork;
 use crate::cases::support::web_server::{
     PORT, SERVE, fetch_hostname, network_override, offer, port, server, serving, with,
 };
@@ -27,6 +28,7 @@ cases!["networks":
     a_task_gets_the_address_and_the_names_that_it_asks_for,
     a_network_is_described_by_a_file,
     conflicting_network_options_are_refused,
+    any_user_listens_on_low_ports_and_pings_outside_of_the_hosts_network,
 ];
 
 fn is_open(address: &str, port: u16) -> bool {
@@ -251,4 +253,40 @@ async fn conflicting_network_options_are_refused(case: &CaseContext) -> Result<(
     let task = case.prepare(&plugin, &with(case, "true", &[("network_mode", json!("host"))])).await?;
     refused(plugin.start_task(task.config.clone()).await, &["network_mode", "allowed_modes.network"])?;
     plugin.shut_down().await
+}
+
+async fn any_user_listens_on_low_ports_and_pings_outside_of_the_hosts_network(
+    case: &CaseContext,
+    plugin: &Plugin,
+) -> Result<()> {
+    const PORT_START: &str = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
+    let script = "id -u; httpd -p 127.0.0.1:80 -h /etc && wget -q -O - http://127.0.0.1/hostname; \
+                  ping -c 1 -w 5 127.0.0.1 >/dev/null && echo pinged";
+    let group = GroupNetwork::make(&case.directory())?;
+    for (mode, spec) in [(json!(null), None), (json!("bridge"), None), (json!(null), Some(group.spec()))] {
+        let mut task = case.prepare(plugin, &with(case, script, &[("network_mode", mode)])).await?;
+        task.config.user = "1000".to_owned();
+        task.config.network_isolation_spec = spec;
+        task.start(plugin).await?;
+        let name = format!("web-{}", &task.alloc.id[..8]);
+        ensure_eq!(task.stdout(plugin).await?, format!("1000\n{name}\npinged\n"));
+        task.destroy(plugin).await?;
+    }
+    // The job's own word wins.
+    let sysctl = ("sysctl", json!({"net.ipv4.ip_unprivileged_port_start": "1024"}));
+    let mut task =
+        case.prepare(plugin, &with(case, "httpd -p 127.0.0.1:80 -h /etc || exit 7", &[sysctl])).await?;
+    task.config.user = "1000".to_owned();
+    task.start(plugin).await?;
+    ensure_eq!(task.wait(plugin).await?.exit_code, 7);
+    task.destroy(plugin).await?;
+    let of_host = std::fs::read_to_string(PORT_START)?;
+    let show = format!("cat {PORT_START}");
+    let task = case.run(plugin, &with(case, &show, &[("network_mode", json!("host"))])).await?;
+    ensure_eq!(task.stdout(plugin).await?, of_host);
+    task.destroy(plugin).await?;
+    ensure_eq!(std::fs::read_to_string(PORT_START)?, of_host);
+    case.nothing_left()?;
+    drop(group);
+    Ok(())
 }
