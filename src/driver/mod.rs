@@ -82,6 +82,20 @@ impl Driver {
             .map_err(|error| error.context(format_args!("{doing} task {task_id}")))?;
         Ok(settings)
     }
+
+    /// Returns the plugin's settings for a call about a group's network, which Nomad makes where the driver has said
+    /// that it makes them.
+    async fn of_groups(&self, call: &str, alloc_id: &str) -> Result<Arc<Settings>> {
+        let settings = self.base.settings()?;
+        if !self.name.is_docker() {
+            return Err(no_networks(call));
+        }
+        let claim = self.tasks.claim(&settings);
+        let _waiting = self.agent.waits();
+        let held = claim.held_within(STATE_DIR_WAIT).await;
+        held.map_err(|error| error.context(format_args!("{call} of allocation {alloc_id}")))?;
+        Ok(settings)
+    }
 }
 
 #[tonic::async_trait]
@@ -111,7 +125,8 @@ impl pb::driver_server::Driver for Driver {
         // The agent calls this on launches that it has not configured, too.
         let settings = self.base.settings();
         let without_nomad = settings.is_ok_and(|settings| settings.config.log_collection.excludes_nomad());
-        Ok(Response::new(pb::CapabilitiesResponse { capabilities: Some(reply::capabilities(without_nomad)) }))
+        let capabilities = reply::capabilities(without_nomad, self.name);
+        Ok(Response::new(pb::CapabilitiesResponse { capabilities: Some(capabilities) }))
     }
 
     async fn fingerprint(&self, _: Request<pb::FingerprintRequest>) -> Answer<Self::FingerprintStream> {
@@ -227,16 +242,27 @@ impl pb::driver_server::Driver for Driver {
 
     async fn create_network(
         &self,
-        _: Request<pb::CreateNetworkRequest>,
+        request: Request<pb::CreateNetworkRequest>,
     ) -> Answer<pb::CreateNetworkResponse> {
-        Err(reply::status(no_networks("CreateNetwork")))
+        let pb::CreateNetworkRequest { alloc_id, hostname } = request.into_inner();
+        let settings = self.of_groups("CreateNetwork", &alloc_id).await.map_err(reply::status)?;
+        let made = self.tasks.create_group_network(&settings, &alloc_id, &hostname).await;
+        let made =
+            made.map_err(|error| error.context(format_args!("create the network of allocation {alloc_id}")));
+        Ok(Response::new(reply::group_network(made.map_err(reply::status)?, &alloc_id, hostname)))
     }
 
     async fn destroy_network(
         &self,
-        _: Request<pb::DestroyNetworkRequest>,
+        request: Request<pb::DestroyNetworkRequest>,
     ) -> Answer<pb::DestroyNetworkResponse> {
-        Err(reply::status(no_networks("DestroyNetwork")))
+        // Its specification is the agent's memory of it, and not needed: the place follows from the allocation's id.
+        let pb::DestroyNetworkRequest { alloc_id, isolation_spec: _ } = request.into_inner();
+        let settings = self.of_groups("DestroyNetwork", &alloc_id).await.map_err(reply::status)?;
+        let gone = self.tasks.destroy_group_network(&settings, &alloc_id).await;
+        gone.map_err(|error| error.context(format_args!("remove the network of allocation {alloc_id}")))
+            .map_err(reply::status)?;
+        Ok(Response::new(pb::DestroyNetworkResponse {}))
     }
 }
 

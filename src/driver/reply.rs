@@ -1,6 +1,8 @@
 //! Conversion of the driver's types to Nomad's messages. Sub-messages that the agent reads without a check are always
 //! set: a missing one crashes it.
 
+use std::collections::HashMap;
+
 use nomad_proto::driver as pb;
 use nomad_proto::structs::RecoverableError;
 use prost::Message;
@@ -8,13 +10,21 @@ use prost_types::{Any, Timestamp};
 use tonic::{Code, Status};
 
 use super::usage::resource_usage;
+use crate::config::DriverName;
 use crate::shorten::shorten;
 use crate::sys::error_chain::Chained;
-use crate::task::{DriverNetwork, Error, ExecOutput, Exit, Phase, Reading, Started, Task, TaskEvent};
+use crate::task::{
+    DriverNetwork, Error, ExecOutput, Exit, GroupNetwork, Phase, Reading, Started, Task, TaskEvent,
+};
 
 /// Version of [`pb::TaskHandle`]; above 0, or the agent takes the handle for missing.
 const HANDLE_VERSION: i32 = 1;
 const RECOVERABLE_URL: &str = "type.googleapis.com/hashicorp.nomad.plugins.shared.structs.RecoverableError";
+
+/// Labels by which the agent knows the host name of a group's network (hashicorp/nomad
+/// `client/allocrunner/network_hook.go`).
+const SANDBOX_ID_LABEL: &str = "docker_sandbox_container_id";
+const SANDBOX_HOSTNAME_LABEL: &str = "docker_sandbox_hostname";
 
 /// Returns the gRPC status of an error. Never UNAVAILABLE or CANCELLED: Nomad takes them for the plugin's death.
 #[expect(clippy::needless_pass_by_value, reason = "it stands in map_err, which passes by value")]
@@ -61,7 +71,7 @@ pub(super) fn missing(what: &str) -> Status {
     Status::invalid_argument(format!("the request has no {what}"))
 }
 
-pub(super) fn capabilities(disable_log_collection: bool) -> pb::DriverCapabilities {
+pub(super) fn capabilities(disable_log_collection: bool, driver: DriverName) -> pb::DriverCapabilities {
     use pb::network_isolation_spec::NetworkIsolationMode as Network;
     pb::DriverCapabilities {
         send_signals: true,
@@ -73,7 +83,8 @@ pub(super) fn capabilities(disable_log_collection: bool) -> pb::DriverCapabiliti
             Network::Task.into(),
             Network::None.into(),
         ],
-        must_create_network: false,
+        // Only a driver that makes the networks of groups can give them a host name.
+        must_create_network: driver.is_docker(),
         mount_configs: pb::driver_capabilities::MountConfigs::UnknownMounts.into(),
         disable_log_collection,
         dynamic_workload_users: false,
@@ -95,6 +106,24 @@ pub(super) fn started(config: pb::TaskConfig, started: Started) -> pb::StartTask
         }),
         network_override,
     }
+}
+
+/// Returns the network namespace of a group. By its labels, which are those of docker's driver, the agent gives the
+/// group's tasks its host name: the job's, or else the first twelve letters of the id.
+pub(super) fn group_network(
+    network: GroupNetwork,
+    alloc_id: &str,
+    hostname: String,
+) -> pb::CreateNetworkResponse {
+    use pb::network_isolation_spec::NetworkIsolationMode as Mode;
+    let GroupNetwork { path, created } = network;
+    let mut labels = HashMap::from([(SANDBOX_ID_LABEL.to_owned(), alloc_id.replace('-', ""))]);
+    if !hostname.is_empty() {
+        labels.insert(SANDBOX_HOSTNAME_LABEL.to_owned(), hostname);
+    }
+    let path = path.display().to_string();
+    let spec = pb::NetworkIsolationSpec { mode: Mode::Group.into(), path, labels, hosts_config: None };
+    pb::CreateNetworkResponse { isolation_spec: Some(spec), created }
 }
 
 fn network(network: &DriverNetwork) -> pb::NetworkOverride {
@@ -144,7 +173,7 @@ pub(super) fn stats(task_id: &str, reading: &Reading, mhz_per_core: f64) -> pb::
             id: task_id.to_owned(),
             timestamp: Some(Timestamp::from(reading.at)),
             agg_resource_usage: Some(resource_usage(reading, mhz_per_core)),
-            resource_usage_by_pid: std::collections::HashMap::new(),
+            resource_usage_by_pid: HashMap::new(),
         }),
     }
 }
@@ -219,5 +248,29 @@ mod tests {
     fn an_unknown_task_is_reported_in_nomads_words() {
         let status = status(Error::TaskNotFound.context("stop task x"));
         assert_eq!((status.code(), status.message()), (Code::Unknown, "task not found for given id"));
+    }
+
+    #[test]
+    fn a_groups_network_has_the_labels_by_which_the_agent_names_its_host() {
+        let of = |hostname: &str| {
+            let network = GroupNetwork { path: "/run/docker/groups/5f1b-0a".into(), created: true };
+            let answer = group_network(network, "5f1b-0a", hostname.to_owned());
+            assert!(answer.created);
+            answer.isolation_spec.unwrap()
+        };
+        let (named, unnamed) = (of("web"), of(""));
+        assert_eq!(named.path, "/run/docker/groups/5f1b-0a");
+        assert_eq!(named.mode(), pb::network_isolation_spec::NetworkIsolationMode::Group);
+        assert_eq!(named.labels[SANDBOX_HOSTNAME_LABEL], "web");
+        assert_eq!(
+            unnamed.labels.into_iter().collect::<Vec<_>>(),
+            [(SANDBOX_ID_LABEL.to_owned(), "5f1b0a".to_owned())]
+        );
+    }
+
+    #[test]
+    fn dockers_name_alone_makes_the_networks_of_groups() {
+        assert!(capabilities(false, DriverName::Docker).must_create_network);
+        assert!(!capabilities(false, DriverName::ContainerdDriver).must_create_network);
     }
 }

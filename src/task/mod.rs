@@ -25,6 +25,7 @@ mod error;
 mod events;
 mod exec;
 mod gc;
+mod group_network;
 #[cfg(test)]
 mod model;
 mod mounts;
@@ -66,6 +67,7 @@ pub(crate) use error::{Error, Result};
 pub(crate) use events::TaskEvent;
 use events::{EventBus, TaskEvents};
 pub(crate) use exec::{Exec, ExecOutput, ExecRefused, Output, Stdin, Terminal, TerminalSize};
+pub(crate) use group_network::GroupNetwork;
 pub(crate) use network::DriverNetwork;
 pub(crate) use settings::Settings;
 use settings::find_programs;
@@ -180,6 +182,8 @@ pub(crate) struct Tasks {
     log_writers: OnceCell<WriterPool>,
     accounts: user::AccountCache,
     dockerd_tasks: DockerdTasks,
+    /// Mutex of what is done to the network namespaces of groups.
+    group_networks: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Tasks {
@@ -198,6 +202,7 @@ impl Tasks {
             log_writers: OnceCell::new(),
             accounts: user::AccountCache::default(),
             dockerd_tasks: DockerdTasks::default(),
+            group_networks: Arc::default(),
         }
     }
 

@@ -16,6 +16,7 @@ pub const CASES: &[(&str, Case)] = named_cases![
     the_hosts_network_a_described_one_and_none,
     a_service_is_at_the_tasks_own_address_whoever_was_restarted,
     twenty_tasks_at_once_have_an_address_each,
+    a_group_has_its_hostname_whoever_was_restarted,
 ];
 
 fn a_group_in_bridge_mode_is_reached_and_checked(context: &mut AgentContext) -> Result<()> {
@@ -124,4 +125,20 @@ fn twenty_tasks_at_once_have_an_address_each(context: &mut AgentContext) -> Resu
         ensure!(count >= ids.len(), "{count} of kind {kind}:\n{}", census.join("\n"));
     }
     Ok(())
+}
+
+fn a_group_has_its_hostname_whoever_was_restarted(context: &mut AgentContext) -> Result<()> {
+    let image = context.busybox();
+    let id = context.start("hostname", jobs::HOSTNAME, &[("image", &image)])?;
+    context.done(&id, "look")?;
+    let allocation = context.agent.allocation(&id)?;
+    page_is(&allocation.port("http")?.address(), "hello from the group")?;
+    let groups = context.environment.networks().groups();
+    ensure!(groups.has(allocation.address()?), "{} is not in {}", allocation.address()?, groups.subnet);
+    context.agent.stop()?;
+    context.agent.launch()?;
+    context.running(&id, "server")?;
+    let again = context.agent.allocation(&id)?;
+    ensure!(again.address()? == allocation.address()?, "the group is elsewhere once the agent was restarted");
+    page_is(&again.port("http")?.address(), "hello from the group")
 }

@@ -17,6 +17,7 @@ pub mod network_jobs {
     pub const DESCRIBED: &str = include_str!("../../../examples/networks/described.nomad.hcl");
     pub const OWN: &str = include_str!("../../../examples/networks/own.nomad.hcl");
     pub const MANY: &str = include_str!("../../../examples/networks/many.nomad.hcl");
+    pub const HOSTNAME: &str = include_str!("../../../examples/networks/hostname.nomad.hcl");
     pub const ALONE: &str = include_str!("../../../examples/networks/alone.nomad.hcl");
 }
 

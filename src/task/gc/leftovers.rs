@@ -83,6 +83,7 @@ impl Tasks {
             }
         }
         state.reported = reported;
+        self.sweep_group_networks(settings).await;
         if state.collected.is_none_or(|at| at.elapsed() > COLLECTION) {
             state.collected = Some(Instant::now());
             collect_addresses(settings).await;

@@ -25,6 +25,7 @@ use crate::sys::blocking;
 use crate::sys::host_path::{self, Area};
 use crate::task::Settings;
 use crate::task::error::{Error, Result};
+use crate::task::group_network::check_hostname;
 use crate::task::mounts::{Sources, directory_of, off_thread};
 use crate::task::network::{Joined, NetworkPlan};
 use crate::task::runtime::{Runtime, cgroup_of};
@@ -93,7 +94,13 @@ impl StartPlan {
             None if options.namespaces.uts_mode == Sharing::Host || network.is_the_hosts() => {
                 etc_files::hosts_own()?
             }
-            None => hostname(config),
+            None => match groups_hosts(config, &options).map(|hosts| hosts.hostname.as_str()) {
+                Some(name) if !name.is_empty() => {
+                    check_hostname(name)?;
+                    name.to_owned()
+                }
+                _ => hostname(config),
+            },
         };
         spec::check(&options.limits, &settings.config.limits, config, &node)?;
         if options.limits.cpu.is_pinned() {

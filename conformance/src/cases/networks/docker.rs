@@ -1,11 +1,16 @@
 //! Networks under the driver's name `docker`: what docker's driver does where this one does something else by its own
 //! name.
 
+use std::path::Path;
+
 use anyhow::{Context, Result, ensure};
 use harness::context::CaseContext;
 use harness::fixture::registry::free_port;
+use harness::host::Plugin;
+use harness::task::{LIMIT, Task};
 use nomad_proto::driver as pb;
 use serde_json::{Value, json};
+use tonic::Status;
 
 use crate::cases::support::group_network::GroupNetwork;
 use crate::cases::support::web_server::{
@@ -19,6 +24,8 @@ cases!["networks of docker":
     the_words_of_docker_name_a_network,
     a_tasks_mode_counts_before_its_groups_network,
     options_without_an_effect_are_taken,
+    a_groups_network_is_made_once_and_removed,
+    the_tasks_of_a_group_have_its_hostname,
 ];
 
 async fn a_task_without_a_network_is_on_the_bridge(case: &CaseContext) -> Result<()> {
@@ -169,5 +176,110 @@ async fn options_without_an_effect_are_taken(case: &CaseContext) -> Result<()> {
     task.config.network_isolation_spec = Some(group.spec());
     refused(plugin.start_task(task.config.clone()).await, &["ipv4_address"])?;
     case.nothing_left()?;
+    plugin.shut_down().await
+}
+
+async fn create(
+    plugin: &Plugin,
+    alloc_id: &str,
+    hostname: &str,
+) -> Result<pb::CreateNetworkResponse, Status> {
+    let request = pb::CreateNetworkRequest { alloc_id: alloc_id.to_owned(), hostname: hostname.to_owned() };
+    plugin.driver().create_network(request).await.map(tonic::Response::into_inner)
+}
+
+async fn destroy(plugin: &Plugin, alloc_id: &str, spec: Option<pb::NetworkIsolationSpec>) -> Result<()> {
+    let request = pb::DestroyNetworkRequest { alloc_id: alloc_id.to_owned(), isolation_spec: spec };
+    plugin.driver().destroy_network(request).await?;
+    Ok(())
+}
+
+async fn a_groups_network_is_made_once_and_removed(case: &CaseContext) -> Result<()> {
+    const ALLOC: &str = "5f1b2c3d-0000-4000-8000-00000000000a";
+    let mut other_name = case.plugin().await?;
+    ensure!(!other_name.capabilities().await?.must_create_network, "containerd-driver makes networks");
+    refused(create(&other_name, ALLOC, "").await, &["CreateNetwork"])?;
+    other_name.shut_down().await?;
+    let mut plugin = case.docker().await?;
+    ensure!(plugin.capabilities().await?.must_create_network, "docker makes no networks");
+    let made = create(&plugin, ALLOC, "web").await?;
+    ensure!(made.created, "it was there already");
+    let spec = made.isolation_spec.context("no specification")?;
+    let labels = |spec: &pb::NetworkIsolationSpec| spec.labels.get("docker_sandbox_hostname").cloned();
+    ensure_eq!(labels(&spec), Some("web".to_owned()));
+    let inode =
+        |path: &str| std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(path).expect("it is there"));
+    let number = inode(&spec.path);
+    // The agent asks again when it was restarted, and the plugin may be another one by then.
+    plugin.kill().await?;
+    let mut plugin = case.docker().await?;
+    let again = create(&plugin, ALLOC, "web").await?;
+    ensure!(!again.created, "it was made a second time");
+    ensure_eq!(again.isolation_spec, Some(spec.clone()));
+    ensure_eq!(inode(&spec.path), number);
+    // After a reboot the file may be there without the namespace.
+    nix::mount::umount2(Path::new(&spec.path), nix::mount::MntFlags::MNT_DETACH)?;
+    let anew = create(&plugin, ALLOC, "").await?;
+    ensure!(anew.created, "the namespace is gone");
+    let anew = anew.isolation_spec.context("no specification")?;
+    ensure_eq!((&anew.path, labels(&anew)), (&spec.path, None));
+    destroy(&plugin, ALLOC, Some(spec.clone())).await?;
+    // Once more, and without what the agent knows only if it was not restarted.
+    destroy(&plugin, ALLOC, None).await?;
+    ensure!(!Path::new(&spec.path).exists(), "{} is left", spec.path);
+    for (alloc_id, hostname, word) in [
+        ("../../etc", "", "../../etc"),
+        ("", "", "allocation"),
+        (ALLOC, "a b", "a b"),
+        (ALLOC, &"x".repeat(65), "64"),
+    ] {
+        refused(create(&plugin, alloc_id, hostname).await, &[word])?;
+    }
+    case.nothing_left()?;
+    plugin.shut_down().await
+}
+
+/// Prepares a task of the group's network as the agent does: with the host name from the network's labels.
+fn join(task: &mut Task, spec: &pb::NetworkIsolationSpec, address: &str) {
+    let short = |id: &String| id[..12].to_owned();
+    let hostname = spec.labels.get("docker_sandbox_hostname").cloned();
+    let hostname = hostname.or_else(|| spec.labels.get("docker_sandbox_container_id").map(short));
+    let hosts = pb::HostsConfig { hostname: hostname.unwrap_or_default(), address: address.to_owned() };
+    task.config.network_isolation_spec =
+        Some(pb::NetworkIsolationSpec { hosts_config: Some(hosts), ..spec.clone() });
+}
+
+async fn the_tasks_of_a_group_have_its_hostname(case: &CaseContext) -> Result<()> {
+    let mut plugin = case.docker().await?;
+    let script = "hostname; cat /etc/hostname; echo $HOSTNAME; grep 192.0.2.18 /etc/hosts";
+    for (alloc_id, hostname, shown) in [
+        ("5f1b2c3d-0000-4000-8000-00000000000a", "web.example", "web.example"),
+        ("5f1b2c3d-0000-4000-8000-00000000000b", "", "5f1b2c3d0000"),
+    ] {
+        let made = create(&plugin, alloc_id, hostname).await?;
+        let spec = made.isolation_spec.context("no specification")?;
+        let mut first = case.prepare(&plugin, &with(case, &format!("{script}; {SERVE}"), &[])).await?;
+        join(&mut first, &spec, GroupNetwork::ADDRESS);
+        let first = serving(first, &plugin).await?;
+        let same = format!("{shown}\n{shown}\n{shown}\n{} {shown}\n", GroupNetwork::ADDRESS);
+        ensure_eq!(first.alloc.stdout.text(), format!("{same}up\n"));
+        let fetch = format!("{script}; wget -q -O - http://127.0.0.1:8080/hostname");
+        let mut second = beside(case, &plugin, &first, &with(case, &fetch, &[])).await?;
+        join(&mut second, &spec, GroupNetwork::ADDRESS);
+        second.start(&plugin).await?;
+        ensure_eq!(second.stdout(&plugin).await?, format!("{same}{shown}\n"));
+        second.destroy(&plugin).await?;
+        // A task's own name wins.
+        let mut own =
+            beside(case, &plugin, &first, &with(case, "hostname", &[("hostname", json!("own"))])).await?;
+        join(&mut own, &spec, GroupNetwork::ADDRESS);
+        own.start(&plugin).await?;
+        ensure_eq!(own.stdout(&plugin).await?, "own\n");
+        own.destroy(&plugin).await?;
+        first.stop(&plugin, LIMIT).await?;
+        first.destroy(&plugin).await?;
+        destroy(&plugin, alloc_id, Some(spec)).await?;
+        case.nothing_left()?;
+    }
     plugin.shut_down().await
 }
