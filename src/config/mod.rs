@@ -126,11 +126,53 @@ fn program(name: String) -> Result<String, ConfigError> {
 }
 
 fn duration(option: &'static str, value: String) -> Result<Duration, ConfigError> {
-    match humantime::parse_duration(&value) {
+    let parsed = humantime::parse_duration(&value);
+    match parsed.or_else(|error| go_duration(&value).ok_or(error)) {
         Ok(duration) if duration.is_zero() => {
             Err(ConfigError::Value { option, value, why: "it must be longer than 0".to_owned() })
         }
         Ok(duration) => Ok(duration.min(MAX_DURATION)),
         Err(error) => Err(ConfigError::Value { option, value, why: format!("{error}; write it as \"5s\"") }),
+    }
+}
+
+/// Parses a duration with fractions, as Go takes them (`"1.5h"`), and with them Nomad's docker driver.
+fn go_duration(text: &str) -> Option<Duration> {
+    let is_number = |c: char| c.is_ascii_digit() || c == '.';
+    let (mut rest, mut total) = (text, Duration::ZERO);
+    while !rest.is_empty() {
+        let (number, tail) = rest.split_at(rest.find(|c| !is_number(c))?);
+        let (unit, tail) = tail.split_at(tail.find(is_number).unwrap_or(tail.len()));
+        let unit_s = match unit {
+            "h" => 3600.0,
+            "m" => 60.0,
+            "s" => 1.0,
+            "ms" => 1e-3,
+            "us" | "µs" => 1e-6,
+            "ns" => 1e-9,
+            _ => return None,
+        };
+        let seconds = number.parse::<f64>().ok()? * unit_s;
+        total = total.checked_add(Duration::try_from_secs_f64(seconds).ok()?)?;
+        rest = tail;
+    }
+    Some(total)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_written_as_in_go_or_in_words() {
+        let parsed = |text: &str| duration("timeout", text.to_owned()).map_err(|error| error.to_string());
+        for (text, seconds) in
+            [("90s", 90.0), ("1h30m", 5400.0), ("1.5h", 5400.0), ("1m0.5s", 60.5), ("2 days", 172_800.0)]
+        {
+            assert_eq!(parsed(text), Ok(Duration::from_secs_f64(seconds)), "{text}");
+        }
+        for wrong in ["", "0s", "0.0s", "1.5", "1..5s", "-1s", "1.5 fortnights", "1.5hm"] {
+            assert!(parsed(wrong).unwrap_err().contains("timeout"), "{wrong}");
+        }
     }
 }

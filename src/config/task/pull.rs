@@ -10,9 +10,8 @@ use crate::config::{ConfigError, Warnings, duration, value};
 use crate::secret::Secret;
 
 /// The condition for a pull.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PullPolicy {
-    #[default]
     Missing,
     Always,
     Never,
@@ -21,7 +20,8 @@ pub(crate) enum PullPolicy {
 /// The options about the pull of an image.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Pull {
-    pub policy: PullPolicy,
+    /// `None` is the policy of the driver's name.
+    pub policy: Option<PullPolicy>,
     /// `None` is the operator's timeout.
     pub timeout: Option<Duration>,
     pub platform: Platform,
@@ -109,7 +109,7 @@ impl Raw {
 }
 
 /// Decodes the pull policy. `force_pull` is the docker driver's name for `always`.
-fn policy(force_pull: Option<bool>, policy: Option<String>) -> Result<PullPolicy, ConfigError> {
+fn policy(force_pull: Option<bool>, policy: Option<String>) -> Result<Option<PullPolicy>, ConfigError> {
     let named = policy.filter(|policy| !policy.is_empty());
     let policy = match named.as_deref() {
         None => None,
@@ -124,8 +124,8 @@ fn policy(force_pull: Option<bool>, policy: Option<String>) -> Result<PullPolicy
     };
     match (force_pull, policy) {
         (Some(_), Some(_)) => Err(ConfigError::Conflict { option: "force_pull", other: "image_pull_policy" }),
-        (Some(true), None) => Ok(PullPolicy::Always),
-        (_, policy) => Ok(policy.unwrap_or_default()),
+        (Some(true), None) => Ok(Some(PullPolicy::Always)),
+        (_, policy) => Ok(policy),
     }
 }
 
@@ -207,13 +207,13 @@ mod tests {
             decode(&options).map(|options| options.pull.policy)
         };
         for (options, wanted) in [
-            (json!({}), PullPolicy::Missing),
-            (json!({"force_pull": false}), PullPolicy::Missing),
-            (json!({"force_pull": true}), PullPolicy::Always),
-            (json!({"force_pull": null, "image_pull_policy": "always"}), PullPolicy::Always),
-            (json!({"image_pull_policy": "missing"}), PullPolicy::Missing),
-            (json!({"image_pull_policy": "if_not_present"}), PullPolicy::Missing),
-            (json!({"image_pull_policy": "never"}), PullPolicy::Never),
+            (json!({}), None),
+            (json!({"force_pull": false}), None),
+            (json!({"force_pull": true}), Some(PullPolicy::Always)),
+            (json!({"force_pull": null, "image_pull_policy": "always"}), Some(PullPolicy::Always)),
+            (json!({"image_pull_policy": "missing"}), Some(PullPolicy::Missing)),
+            (json!({"image_pull_policy": "if_not_present"}), Some(PullPolicy::Missing)),
+            (json!({"image_pull_policy": "never"}), Some(PullPolicy::Never)),
         ] {
             assert_eq!(policy(options.clone()).unwrap(), wanted, "{options}");
         }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::limit::{Queued, StartPermit};
 use super::plan::ImageSource;
 use super::{Start, StartCaller};
-use crate::config::{Pull, PullPolicy, TaskAuth as Auth};
+use crate::config::{DriverName, Pull, PullPolicy, TaskAuth as Auth};
 use crate::containerd::{Image, Policy, PullOptions};
 use crate::registry::{Credentials, is_server};
 use crate::task::error::{Error, Result};
@@ -75,11 +75,7 @@ impl Start<'_> {
     pub(super) fn pull_options(&self) -> Result<PullOptions> {
         let Pull { policy, timeout, platform: _, auth, auth_soft_fail: soft_fail } =
             self.plan.options.pull.clone();
-        let policy = match policy {
-            PullPolicy::Missing => Policy::Missing,
-            PullPolicy::Always => Policy::Always,
-            PullPolicy::Never => Policy::Never,
-        };
+        let policy = policy_of(policy, self.settings.config.name, &self.plan.image);
         let timeout = timeout.unwrap_or(self.settings.config.pulls.timeout);
         let mut pull_options = PullOptions { policy, timeout, credentials: None, soft_fail };
         let (Some(Auth { username, password, server_address }), ImageSource::Name(reference)) =
@@ -118,5 +114,44 @@ impl Start<'_> {
         let name = reference.to_string();
         let tell = move |event| task_events.pull(&name, event);
         Ok(self.container.containerd.image(reference, pull_options, tell).await?)
+    }
+}
+
+/// Returns the policy of a pull. A job for docker that sets none has an image with the tag `latest` looked up at each
+/// start, as under docker's driver.
+fn policy_of(requested: Option<PullPolicy>, name: DriverName, image: &ImageSource) -> Policy {
+    let is_latest = || match image {
+        ImageSource::Name(reference) => reference.digest().is_none() && reference.tag() == Some("latest"),
+        ImageSource::Archive(_) => false,
+    };
+    match requested {
+        Some(PullPolicy::Missing) => Policy::Missing,
+        Some(PullPolicy::Always) => Policy::Always,
+        Some(PullPolicy::Never) => Policy::Never,
+        None if name.is_docker() && is_latest() => Policy::Always,
+        None => Policy::Missing,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tag_latest_is_looked_up_under_dockers_name() {
+        let policy = |requested, name, image: &str| {
+            policy_of(requested, name, &ImageSource::Name(image.parse().unwrap()))
+        };
+        let (own, docker) = (DriverName::ContainerdDriver, DriverName::Docker);
+        for (image, wanted) in
+            [("redis", Policy::Always), ("redis:latest", Policy::Always), ("redis:7", Policy::Missing)]
+        {
+            assert_eq!(policy(None, docker, image), wanted, "{image}");
+            assert_eq!(policy(None, own, image), Policy::Missing, "{image}");
+        }
+        let digest = format!("redis:latest@sha256:{}", "a".repeat(64));
+        assert_eq!(policy(None, docker, &digest), Policy::Missing);
+        assert_eq!(policy(Some(PullPolicy::Never), docker, "redis"), Policy::Never);
+        assert_eq!(policy(Some(PullPolicy::Missing), docker, "redis"), Policy::Missing);
     }
 }
