@@ -84,25 +84,6 @@ pub(crate) fn below(path: &Path) -> io::Result<Vec<Mount>> {
     Ok(lines(&table).filter_map(parsed).filter(|mount| mount.point.starts_with(path)).collect())
 }
 
-/// Returns the directory, within its file system, that is mounted at `point` in the mount namespace of a process. `None`
-/// if nothing is mounted there.
-///
-/// # Errors
-/// If the mount table can't be read.
-pub(crate) fn source_in(pid: i32, point: &Path) -> io::Result<Option<PathBuf>> {
-    Ok(source_at(point, &fs::read(format!("/proc/{pid}/mountinfo"))?))
-}
-
-fn source_at(point: &Path, table: &[u8]) -> Option<PathBuf> {
-    let mounted = |line| {
-        let mut fields = <[u8]>::split(line, |byte| *byte == b' ').skip(3);
-        let source = unescaped(fields.next()?);
-        (unescaped(fields.next()?) == point).then_some(source)
-    };
-    // A later mount hides an earlier one.
-    lines(table).filter_map(mounted).last()
-}
-
 /// Returns the mount point that `path` is on, by its name alone: its file system is not accessed. `None` if the mount
 /// table can't be read.
 pub(crate) fn point_of(path: &Path) -> Option<PathBuf> {
@@ -171,9 +152,6 @@ mod tests {
         assert_eq!(flags("29"), Some(MsFlags::empty()));
         assert_eq!(flags("30"), Some(MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC));
         assert_eq!(flags("31"), Some(MsFlags::MS_NODEV | MsFlags::from_bits_retain(256)));
-        let bound = b"40 29 254:0 /alloc/a\\040b/web/local /local rw - ext4 /dev/vda rw\n";
-        assert_eq!(source_at(Path::new("/local"), bound).unwrap(), Path::new("/alloc/a b/web/local"));
-        assert_eq!(source_at(Path::new("/alloc"), bound), None);
         assert_eq!(of(&fs::File::open("/proc").unwrap().into()).unwrap().point, Path::new("/proc"));
     }
 

@@ -105,7 +105,7 @@ impl Stat {
 }
 
 /// Returns true if the error means that the process is gone, or went during the read.
-fn is_of_no_process(error: &io::Error) -> bool {
+pub(crate) fn is_of_no_process(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(nix::libc::ESRCH)
 }
 

@@ -1,15 +1,21 @@
 //! The tasks that dockerd runs under this driver's name, from before it took the place of Nomad's own docker driver:
 //! their handles, and whether they still run. None is started here beside itself.
 //!
-//! dockerd need not be there: its containers outlive it where it is so configured. So they are found as the kernel has
-//! them, by the shims that it started.
+//! dockerd need not be there: its containers outlive it where it is so configured. So they are found by the shims that
+//! containerd has started for it, and by the specifications in their bundles, which only root can write.
 //!
 //! Source of the facts: hashicorp/nomad `drivers/docker/` (`handle.go`, `driver.go`: mounts and names); moby/moby
-//! `libcontainerd/remote` (its namespace).
+//! `libcontainerd/remote` and `daemon/daemon_unix.go` (its namespaces); containerd `core/runtime/v2` (a shim's directory).
+
+#![expect(clippy::disallowed_methods, reason = "opens what the kernel makes, below /proc")]
 
 use std::ffi::OsStr;
+use std::fs;
+use std::io::{self, Read as _};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nomad_proto::driver as pb;
 use serde::Deserialize;
@@ -17,16 +23,20 @@ use tokio::sync::OnceCell;
 
 use super::error::{Error, Result};
 use crate::config::DriverName;
-use crate::sys::procfs::{self, ProcessId};
-use crate::sys::{blocking, mount_table};
+use crate::sys::{host_path, procfs};
 
-/// Prefix of the name of every shim's binary, and dockerd's namespace in containerd.
+/// Prefix of the name of every shim's binary.
 const SHIM: &[u8] = b"containerd-shim";
-const NAMESPACE: &[u8] = b"moby";
-/// Directory of a task that every docker task has, at the same path in its container.
-const LOCAL: &str = "/local";
+/// dockerd's namespace in containerd; with a user namespace of its own, the ids follow after a hyphen.
+const NAMESPACE: &str = "moby";
+/// Number of hexadecimal digits of a container's id.
+const ID_DIGITS: usize = 64;
 /// Number of digits of a container's id that docker's tools show.
 const SHOWN_DIGITS: usize = 12;
+/// Maximum size of a specification that is read.
+const SPEC_LIMIT_BYTES: u64 = 8 * 1024 * 1024;
+/// Timeout of a look at the processes: a read of a command line blocks while its process is stuck.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Part of the driver state of Nomad's own docker driver.
 #[derive(Deserialize)]
@@ -56,96 +66,142 @@ fn shown(container_id: &str) -> &str {
     container_id.get(..SHOWN_DIGITS).unwrap_or(container_id)
 }
 
-/// A task that runs in a container of dockerd's.
+/// A container of dockerd's: its id, and the sources of its mounts, among which are the directories of its task.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct DockerdTask {
-    container_id: String,
-    alloc_id: String,
-    name: String,
+struct DockerdContainer {
+    id: String,
+    sources: Vec<PathBuf>,
 }
 
-impl DockerdTask {
-    fn is(&self, config: &pb::TaskConfig) -> bool {
-        !self.alloc_id.is_empty() && self.alloc_id == config.alloc_id && self.name == config.name
+impl DockerdContainer {
+    fn is_of(&self, config: &pb::TaskConfig) -> bool {
+        let task = Path::new(&config.alloc_dir).join(&config.name);
+        let directories = ["local", "secrets"].map(|name| task.join(name));
+        self.sources.iter().any(|source| directories.contains(source))
     }
 }
 
-/// The tasks that dockerd ran when the first one was started here. It gets no others: the driver that gave it tasks had
-/// this driver's name.
+/// The containers that dockerd had when the first task was started here. It gets no others of Nomad's: the driver that
+/// gave it tasks had this driver's name.
 #[derive(Default)]
-pub(super) struct DockerdTasks {
-    at_first: OnceCell<Vec<DockerdTask>>,
+pub(super) struct DockerdContainers {
+    at_first: OnceCell<Vec<DockerdContainer>>,
 }
 
-impl DockerdTasks {
+impl DockerdContainers {
     /// Checks that dockerd doesn't run the task.
     ///
     /// # Errors
-    /// Names the container, and how it is ended; the start may succeed once it has.
+    /// Names the container, and how it is ended; the start may succeed once it has. When the processes can't be looked
+    /// at.
     pub(super) async fn check(&self, name: DriverName, config: &pb::TaskConfig) -> Result<()> {
         if !name.is_docker() {
             return Ok(());
         }
-        let is_it = |tasks: &[DockerdTask]| tasks.iter().find(|task| task.is(config)).cloned();
-        let at_first = self.at_first.get_or_init(|| blocking::run(running)).await;
-        if is_it(at_first).is_none() {
+        let its = |all: &[DockerdContainer]| all.iter().find(|container| container.is_of(config)).cloned();
+        if its(self.at_first.get_or_try_init(look).await?).is_none() {
             return Ok(());
         }
-        let Some(task) = is_it(&blocking::run(running).await) else { return Ok(()) };
-        let id = shown(&task.container_id);
+        let Some(container) = its(&look().await?) else { return Ok(()) };
         Err(Error::transient(format!(
             "it still runs under dockerd, as the container {name}-{alloc} ({id}), and two must not run at once: end that one \
-             with \"docker rm -f {id}\", or drain the node before this driver takes the place of Nomad's own docker driver",
-            name = task.name.replace('/', "_"),
-            alloc = task.alloc_id,
+             with \"docker rm -f {id}\", or without dockerd with \"ctr -n {NAMESPACE} tasks kill -s SIGKILL {whole}\"",
+            name = config.name.replace('/', "_"),
+            alloc = config.alloc_id,
+            id = shown(&container.id),
+            whole = container.id,
         )))
     }
 }
 
-/// Returns the tasks in containers of dockerd's. Blocking: not for an async thread.
-fn running() -> Vec<DockerdTask> {
-    let shims = procfs::all_pids().into_iter().filter_map(|pid| Some((pid, shim_of(pid)?)));
-    shims.flat_map(|(pid, container_id)| tasks_below(pid, &container_id)).collect()
+/// Looks for the containers of dockerd's.
+async fn look() -> Result<Vec<DockerdContainer>> {
+    let doing = "look for containers of dockerd's";
+    // Not within the bound of other blocking work: the thread may be stuck with a process for good.
+    let looking = tokio::time::timeout(LOOK_TIMEOUT, tokio::task::spawn_blocking(running));
+    let found = looking.await.map_err(|_| {
+        Error::transient(format!("a process did not let its arguments be read for {LOOK_TIMEOUT:?}"))
+            .context(doing)
+    })?;
+    let found = found.map_err(io::Error::other).flatten();
+    found.map_err(|error| Error::transient(error).context(doing))
 }
 
-/// Returns the id of the container whose shim a process is, if dockerd has started it.
-fn shim_of(pid: i32) -> Option<String> {
-    let words = procfs::command_line(pid);
-    let id = container_in(&words)?;
-    // A process in a container can have any arguments.
-    procfs::shares_our_pids(pid).then_some(id)
+/// Returns the containers of dockerd's. Blocking: not for an async thread.
+fn running() -> io::Result<Vec<DockerdContainer>> {
+    let own_root = fs::metadata("/")?;
+    let mut found = Vec::new();
+    for process in fs::read_dir("/proc")? {
+        let Some(pid) = process?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
+        match container_of_shim(pid, &own_root) {
+            Ok(container) => found.extend(container),
+            // It has ended meanwhile.
+            Err(error) if procfs::is_of_no_process(&error) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found)
 }
 
+/// Returns the container whose shim a process is, if dockerd has it.
+fn container_of_shim(pid: i32, own_root: &fs::Metadata) -> io::Result<Option<DockerdContainer>> {
+    // The name is read without the lock of the process's memory.
+    if !fs::read(format!("/proc/{pid}/comm"))?.starts_with(SHIM) {
+        return Ok(None);
+    }
+    let Some(id) = container_in(&procfs::command_line(pid)) else { return Ok(None) };
+    // A process in a container can have any name and any arguments, but has another root than the host's.
+    let root = fs::metadata(format!("/proc/{pid}/root"))?;
+    if (root.dev(), root.ino()) != (own_root.dev(), own_root.ino()) || !procfs::shares_our_pids(pid) {
+        return Ok(None);
+    }
+    let bundle = fs::read_link(format!("/proc/{pid}/cwd"))?;
+    let spec = host_path::open_file(&bundle, Path::new("config.json"));
+    let spec = match spec {
+        Ok(spec) => spec,
+        // A shim that removes its bundle has no process any more.
+        Err(_) if !bundle.join("config.json").exists() => return Ok(None),
+        Err(error) => return Err(io::Error::other(error)),
+    };
+    let mut text = Vec::new();
+    spec.take(SPEC_LIMIT_BYTES).read_to_end(&mut text)?;
+    Ok(Some(DockerdContainer { id, sources: sources_in(&text)? }))
+}
+
+/// Returns the id in the arguments of a shim, if it is one of dockerd's.
 fn container_in(command_line: &[u8]) -> Option<String> {
     let mut words = command_line.split(|byte| *byte == 0);
     let program = Path::new(OsStr::from_bytes(words.next()?)).file_name()?;
     if !program.as_bytes().starts_with(SHIM) {
         return None;
     }
-    let words: Vec<_> = words.collect();
-    let after = |flag: &[u8]| words.iter().position(|word| *word == flag).and_then(|at| words.get(at + 1));
-    if after(b"-namespace") != Some(&NAMESPACE) {
-        return None;
+    let words: Vec<_> = words.filter_map(|word| std::str::from_utf8(word).ok()).collect();
+    let after =
+        |flag: &str| words.iter().position(|word| *word == flag).and_then(|at| words.get(at + 1)).copied();
+    let namespace = after("-namespace")?;
+    let is_dockerds =
+        namespace.strip_prefix(NAMESPACE).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'));
+    let id = after("-id")
+        .filter(|id| id.len() == ID_DIGITS && id.bytes().all(|digit| digit.is_ascii_hexdigit()))?;
+    is_dockerds.then(|| id.to_owned())
+}
+
+/// Returns the sources of the mounts in a specification.
+fn sources_in(spec: &[u8]) -> io::Result<Vec<PathBuf>> {
+    #[derive(Deserialize)]
+    struct Spec {
+        #[serde(default)]
+        mounts: Vec<Mount>,
     }
-    String::from_utf8(after(b"-id")?.to_vec()).ok()
-}
-
-/// Returns the task in a shim's container. Its mounts tell which: the first process can have any environment.
-fn tasks_below(shim: i32, container_id: &str) -> Option<DockerdTask> {
-    procfs::children(shim).into_iter().find_map(|process| task_of(process, container_id))
-}
-
-fn task_of(process: ProcessId, container_id: &str) -> Option<DockerdTask> {
-    let source = mount_table::source_in(process.pid, Path::new(LOCAL)).ok()??;
-    let (alloc_id, name) = task_of_directory(&source)?;
-    process.is_alive().then(|| DockerdTask { container_id: container_id.to_owned(), alloc_id, name })
-}
-
-/// Returns the allocation's id and the task's name of a directory `../<alloc id>/<task>/local`.
-fn task_of_directory(directory: &Path) -> Option<(String, String)> {
-    let task = directory.parent().filter(|_| directory.ends_with("local"))?;
-    let alloc_id = task.parent()?.file_name()?.to_str()?;
-    Some((alloc_id.to_owned(), task.file_name()?.to_str()?.to_owned()))
+    #[derive(Deserialize)]
+    struct Mount {
+        #[serde(default)]
+        source: PathBuf,
+    }
+    let spec: Spec = serde_json::from_slice(spec)?;
+    Ok(spec.mounts.into_iter().map(|mount| mount.source).collect())
 }
 
 #[cfg(test)]
@@ -172,13 +228,18 @@ mod tests {
 
     #[test]
     fn a_shim_of_dockerds_is_known_by_its_arguments() {
-        let found = |line: &str| container_in(line.replace(' ', "\0").as_bytes());
-        let line = "/usr/bin/containerd-shim-runc-v2 -namespace moby -id 0a1b -address /run/c.sock";
-        assert_eq!(found(line).as_deref(), Some("0a1b"));
+        let id = "0a1b".repeat(16);
+        let found = |line: &str| container_in(line.replace("ID", &id).replace(' ', "\0").as_bytes());
+        let line = "/usr/bin/containerd-shim-runc-v2 -namespace moby -id ID -address /run/c.sock";
+        assert_eq!(found(line).as_deref(), Some(&*id));
+        assert_eq!(found(&line.replace("moby", "moby-100000.100000")).as_deref(), Some(&*id));
         for other in [
-            "/usr/bin/containerd-shim-runc-v2 -namespace nomad -id web-1 -address /run/c.sock",
-            "/bin/sh -namespace moby -id 0a1b",
+            "/usr/bin/containerd-shim-runc-v2 -namespace nomad -id ID -address /run/c.sock",
+            "/usr/bin/containerd-shim-runc-v2 -namespace mobydick -id ID",
+            "/bin/sh -namespace moby -id ID",
             "/usr/bin/containerd-shim-runc-v2 -namespace moby",
+            "/usr/bin/containerd-shim-runc-v2 -namespace moby -id $(reboot)",
+            "/usr/bin/containerd-shim-runc-v2 -namespace moby -id ID0",
             "/usr/bin/containerd-shim-runc-v2 -id moby -namespace",
             "",
         ] {
@@ -187,13 +248,25 @@ mod tests {
     }
 
     #[test]
-    fn a_task_is_known_by_its_directory() {
-        let of = |path: &str| task_of_directory(Path::new(path));
-        let is = |alloc: &str, name: &str| Some((alloc.to_owned(), name.to_owned()));
-        assert_eq!(of("/opt/nomad/alloc/5c3b/web/local"), is("5c3b", "web"));
-        assert_eq!(of("/5c3b/web/local"), is("5c3b", "web"));
-        for other in ["/web/local", "/5c3b/web/secrets", "/", "/local"] {
-            assert_eq!(of(other), None, "{other}");
-        }
+    fn a_task_is_known_by_its_directories() {
+        let spec = json!({"mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/x"},
+            {"destination": "/local", "type": "bind", "source": "/alloc/5c3b/web/local"},
+        ]});
+        let sources = sources_in(spec.to_string().as_bytes()).unwrap();
+        let container = DockerdContainer { id: String::new(), sources };
+        let is = |alloc_dir: &str, name: &str| {
+            let config = pb::TaskConfig {
+                alloc_dir: alloc_dir.to_owned(),
+                name: name.to_owned(),
+                ..pb::TaskConfig::default()
+            };
+            container.is_of(&config)
+        };
+        assert!(is("/alloc/5c3b", "web"));
+        assert!(!is("/alloc/5c3b", "db") && !is("/alloc/9", "web") && !is("/5c3b", "web") && !is("", ""));
+        sources_in(b"{").unwrap_err();
+        assert_eq!(sources_in(b"{}").unwrap(), Vec::<PathBuf>::new());
     }
 }

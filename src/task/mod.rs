@@ -62,7 +62,7 @@ use crate::shim::Connection;
 pub(crate) use agent::Agent;
 use claim::Claims;
 use container::ContainerHandles;
-use dockerd::DockerdTasks;
+use dockerd::DockerdContainers;
 pub(crate) use error::{Error, Result};
 pub(crate) use events::TaskEvent;
 use events::{EventBus, TaskEvents};
@@ -181,7 +181,7 @@ pub(crate) struct Tasks {
     /// Pool of threads that write log files, made for the first task whose output the driver collects.
     log_writers: OnceCell<WriterPool>,
     accounts: user::AccountCache,
-    dockerd_tasks: DockerdTasks,
+    dockerd_containers: DockerdContainers,
     /// Mutex of what is done to the network namespaces of groups.
     group_networks: Arc<tokio::sync::Mutex<()>>,
 }
@@ -201,7 +201,7 @@ impl Tasks {
             image_uses: Arc::default(),
             log_writers: OnceCell::new(),
             accounts: user::AccountCache::default(),
-            dockerd_tasks: DockerdTasks::default(),
+            dockerd_containers: DockerdContainers::default(),
             group_networks: Arc::default(),
         }
     }

@@ -9,7 +9,7 @@ use super::runtime;
 use super::start::limit::StartLimiter;
 use super::start::plan::StartPlan;
 use crate::cni::{Cni, DefaultNetwork};
-use crate::config::{Auth, Bridge, Inline, PluginConfig, Pulls};
+use crate::config::{Auth, Bridge, DriverName, Inline, PluginConfig, Pulls};
 use crate::containerd::{Containerd, ImageSettings, PullSettings};
 use crate::registry::{CredentialStore, Credentials};
 use crate::shim;
@@ -49,7 +49,7 @@ impl Settings {
         let cni = Cni::new(
             networks.cni_path.clone(),
             networks.cni_config_dir.clone(),
-            default_network(&networks.bridge, &config.state_dir),
+            default_network(config.name, &networks.bridge, &config.state_dir),
             networks.cni_timeout,
         );
         let cni = Arc::new(cni);
@@ -136,10 +136,12 @@ fn pull_settings(pulls: &Pulls) -> PullSettings {
 
 /// Returns the settings of the built-in network. Its address leases are in the state directory: where that is emptied
 /// at a reboot, they go together with the network namespaces that have the addresses.
-fn default_network(bridge: &Bridge, state_dir: &Path) -> DefaultNetwork {
+fn default_network(driver: DriverName, bridge: &Bridge, state_dir: &Path) -> DefaultNetwork {
     let Bridge { name, subnets, hairpin } = bridge;
+    // A bridge by the same name under each of the driver's names is two networks: neither collects the other's rules.
+    let network = if driver.is_docker() { format!("{name}-docker") } else { name.clone() };
     DefaultNetwork {
-        name: name.clone(),
+        name: network,
         bridge: name.clone(),
         subnets: subnets.clone(),
         hairpin: *hairpin,

@@ -102,7 +102,10 @@ async fn run(
     let mut pipes = None;
     let mut own_container = None;
     let started = async {
-        tasks.dockerd_tasks.check(settings.config.name, &config).await?;
+        tokio::select! {
+            checked = tasks.dockerd_containers.check(settings.config.name, &config) => checked?,
+            error = caller.cancelled() => return Err(error),
+        }
         let plan = Box::pin(StartPlan::resolve(&settings, &config, &timeline));
         let plan = timeline.step("wanted", plan).await?;
         let container = &*own_container.insert(settings.container_for(id, &plan, &containerd).await?);

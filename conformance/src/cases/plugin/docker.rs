@@ -184,7 +184,7 @@ async fn a_task_that_dockerd_runs_is_not_started_beside_it(case: &CaseContext) -
     ensure_eq!(other.wait(&plugin).await?.exit_code, 3);
     other.destroy(&plugin).await?;
     plugin.shut_down().await?;
-    let (image, id) = (case.image("busybox:latest"), "9d1c0ffee0ddba11");
+    let (image, id) = (case.image("busybox:latest"), &"9d1c0ffee0ddba11".repeat(4));
     moby(&["images", "pull", "--plain-http", &image])?;
     let local = task.alloc.task_path("local");
     let mount = format!("type=bind,src={},dst=/local,options=rbind:rw", local.display());
