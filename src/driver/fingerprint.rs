@@ -50,7 +50,10 @@ pub(super) fn stream(
                 }
             }
             let current = settings.borrow_and_update().clone();
-            let found = look(current.as_deref(), &tasks).await.response(name);
+            let mut found = look(current.as_deref(), &tasks).await.response(name);
+            // Nomad clears an attribute that it knows, and sets one to nothing that it doesn't.
+            let was_sent = |key: &String| sent.as_ref().is_some_and(|(last, _)| last.attributes.contains_key(key));
+            found.attributes.retain(|key, value| *value != cleared() || was_sent(key));
             let old = sent.as_ref().is_some_and(|(last, at)| *last == found && at.elapsed() < REPEAT);
             if old {
                 continue;
@@ -84,6 +87,7 @@ async fn look(settings: Option<&Settings>, tasks: &Tasks) -> Found {
     }
     let mut facts = Facts::of(&settings.config);
     facts.bridge_network = settings.cni.is_ready().await;
+    facts.runtimes = settings.runtimes().await.join(",");
     if let Err(error) = tasks.claim(settings).held_within(LOCK).await {
         return answer(HealthState::Unhealthy, &error.chain().to_string(), facts);
     }
@@ -131,7 +135,6 @@ impl Facts {
             is_privileged_allowed: config.security_policy.allow_privileged,
             has_volumes: config.volumes.enabled,
             pids_limit: config.limits.pids_limit,
-            runtimes: config.runtimes().join(","),
             ..Self::default()
         }
     }
@@ -168,6 +171,11 @@ impl Facts {
     }
 }
 
+/// Returns the attribute that removes one of its name from the node.
+fn cleared() -> Attribute {
+    Attribute { value: Some(Value::StringVal(String::new())), unit: String::new() }
+}
+
 fn is_set(it: bool) -> Option<Value> {
     it.then_some(Value::BoolVal(true))
 }
@@ -181,15 +189,15 @@ impl Found {
                 vec![("version", Some(Value::StringVal(env!("CARGO_PKG_VERSION").to_owned())))]
             }
         };
-        let cleared = Value::StringVal(String::new());
-        let attribute = |value: Option<Value>| Attribute {
-            value: Some(value.unwrap_or(cleared.clone())),
-            unit: String::new(),
+        let is_detected = health != HealthState::Undetected;
+        let attribute = |value: Option<Value>| match value.filter(|_| is_detected) {
+            Some(value) => Attribute { value: Some(value), unit: String::new() },
+            None => cleared(),
         };
         let all = facts.common().into_iter().chain(own);
         let mut attributes: HashMap<_, _> =
             all.map(|(key, value)| (format!("driver.{name}.{key}"), attribute(value))).collect();
-        attributes.insert(format!("driver.{name}"), attribute(is_set(health != HealthState::Undetected)));
+        attributes.insert(format!("driver.{name}"), attribute(is_set(true)));
         FingerprintResponse {
             attributes,
             health: health.into(),

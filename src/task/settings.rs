@@ -72,6 +72,20 @@ impl Settings {
         find_programs(self.config.containerd_runtime.clone(), None).await
     }
 
+    /// Returns the runtimes that a task may have, and that are there, sorted.
+    pub(crate) async fn runtimes(&self) -> Vec<String> {
+        let mut there = Vec::new();
+        for name in self.config.runtimes() {
+            let is_shim = name.contains(['.', '/']);
+            let (shim, program) =
+                if is_shim { (name, None) } else { (&*self.config.containerd_runtime, Some(name.to_owned())) };
+            if find_programs(shim.to_owned(), program).await.is_ok() {
+                there.push(name.to_owned());
+            }
+        }
+        there
+    }
+
     /// Resolves the handles to the container of a task that starts, with the shim, OCI runtime and snapshotter that its
     /// job and the operator choose.
     ///

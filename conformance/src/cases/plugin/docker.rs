@@ -48,8 +48,8 @@ async fn a_plugin_file_of_that_name_answers_as_docker(case: &CaseContext) -> Res
         ("driver.docker.os_type", text("linux")),
         ("driver.docker.pids.limit", Some(Value::IntVal(77))),
         ("driver.docker.privileged.enabled", Some(Value::BoolVal(true))),
-        // Not set, or cleared.
-        ("driver.docker.volumes.enabled", text("")),
+        // What isn't so isn't there: a constraint may ask whether it is.
+        ("driver.docker.volumes.enabled", None),
         ("driver.containerd-driver", None),
     ] {
         ensure!(attribute(&found, name) == wanted, "{name} is {:?}", attribute(&found, name));
