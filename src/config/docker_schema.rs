@@ -145,7 +145,7 @@ const PLUGIN: [(&str, &str); 42] = [
 ];
 
 /// Options that this driver has not got yet.
-const MISSING: [&str; 4] = ["port_map", "logging.config", "logging.driver", "logging.type"];
+const MISSING: [&str; 3] = ["logging.config", "logging.driver", "logging.type"];
 
 /// Returns whether an option of the type `ours` takes all values of one of the type `dockers`; `None` takes any.
 fn takes(ours: Option<&str>, dockers: &str) -> bool {
