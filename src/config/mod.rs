@@ -36,10 +36,10 @@ pub(crate) use plugin::{
 #[cfg(test)]
 pub(crate) use task::HostSource;
 pub(crate) use task::{
-    Archive, Bandwidth, CpuLimits, Device, DevicePath, Dns, DnsOptions, HostAddress, ImageVolumes, JobMount, Labels,
-    Limits, MemoryLimits, MountSource, Mounts, Names, Namespaces, Network, NetworkMode, NetworkOptions,
-    OwnNetworkOptions, PidsLimit, Process, Pull, PullPolicy, Rate, Rlimit, SeccompProfile, Security, Sharing,
-    Swap, TaskAuth, TaskOptions, sandbox,
+    Archive, Bandwidth, CpuLimits, Device, DevicePath, Dns, DnsOptions, HostAddress, ImageVolumes, JobMount,
+    Labels, Limits, MemoryLimits, MountSource, Mounts, Names, Namespaces, Network, NetworkMode,
+    NetworkOptions, OwnNetworkOptions, PidsLimit, Process, Pull, PullPolicy, Rate, Rlimit, SeccompProfile,
+    Security, Sharing, Swap, TaskAuth, TaskOptions, sandbox,
 };
 pub(crate) use warnings::Warnings;
 

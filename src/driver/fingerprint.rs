@@ -52,7 +52,8 @@ pub(super) fn stream(
             let current = settings.borrow_and_update().clone();
             let mut found = look(current.as_deref(), &tasks).await.response(name);
             // Nomad clears an attribute that it knows, and sets one to nothing that it doesn't.
-            let was_sent = |key: &String| sent.as_ref().is_some_and(|(last, _)| last.attributes.contains_key(key));
+            let was_sent =
+                |key: &String| sent.as_ref().is_some_and(|(last, _)| last.attributes.contains_key(key));
             found.attributes.retain(|key, value| *value != cleared() || was_sent(key));
             let old = sent.as_ref().is_some_and(|(last, at)| *last == found && at.elapsed() < REPEAT);
             if old {

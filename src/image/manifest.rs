@@ -160,6 +160,13 @@ pub(crate) fn read_config(bytes: &[u8], host: &Arch) -> Result<ImageConfiguratio
             }
             fill(Some(&mut value), field, &json!(usual));
         }
+        let volumes = value.pointer_mut("/config/Volumes").and_then(Value::as_object_mut);
+        for nothing in volumes.into_iter().flat_map(|volumes| volumes.values_mut()) {
+            // Go reads null as an empty object.
+            if nothing.is_null() {
+                *nothing = json!({});
+            }
+        }
         fill(Some(&mut value), "rootfs", &json!({}));
         fill(value.get_mut("rootfs"), "type", &json!("layers"));
         fill(value.get_mut("rootfs"), "diff_ids", &json!([]));

@@ -77,8 +77,11 @@ impl Settings {
         let mut there = Vec::new();
         for name in self.config.runtimes() {
             let is_shim = name.contains(['.', '/']);
-            let (shim, program) =
-                if is_shim { (name, None) } else { (&*self.config.containerd_runtime, Some(name.to_owned())) };
+            let (shim, program) = if is_shim {
+                (name, None)
+            } else {
+                (&*self.config.containerd_runtime, Some(name.to_owned()))
+            };
             if find_programs(shim.to_owned(), program).await.is_ok() {
                 there.push(name.to_owned());
             }

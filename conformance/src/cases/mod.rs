@@ -79,11 +79,7 @@ pub fn all() -> Vec<Case> {
         lifecycle::runtimes::cases(),
         images::snapshotters::long_cases(),
         images::remote_snapshotters::cases(),
-        registries::credentials::cases(),
-        registries::hosts::cases(),
-        registries::proxy::cases(),
-        registries::tls::cases(),
-        registries::tokens::cases(),
+        of_registries(),
         isolation::allowed_modes::cases(),
         isolation::mounts::cases(),
         isolation::volume_policy::cases(),
@@ -107,6 +103,18 @@ pub fn all() -> Vec<Case> {
     .into_iter()
     .flatten()
     .collect()
+}
+
+/// Returns the cases of registries.
+fn of_registries() -> Vec<Case> {
+    let all = [
+        registries::credentials::cases(),
+        registries::hosts::cases(),
+        registries::proxy::cases(),
+        registries::tls::cases(),
+        registries::tokens::cases(),
+    ];
+    all.into_iter().flatten().collect()
 }
 
 /// Returns the cases that are only for gVisor's sandboxes.

@@ -62,10 +62,12 @@ fn failed<E: Into<io::Error>>(doing: &'static str, at: &Path) -> impl FnOnce(E) 
 type Inode = (u64, u64);
 
 /// Copies of several trees.
-pub(super) struct Copy<'a> {
+pub(super) struct Copies<'a> {
     stop: &'a AtomicBool,
     /// Directories whose content is left out where they are met: they are the roots of other copies.
     left_out: HashSet<Inode>,
+    /// Roots of the copies that were begun.
+    copied: HashSet<Inode>,
 }
 
 /// A step of the copy of a tree; the path is relative to its root.
@@ -93,34 +95,30 @@ impl Tree<'_> {
     }
 }
 
-impl<'a> Copy<'a> {
+impl<'a> Copies<'a> {
     pub(super) fn new(stop: &'a AtomicBool) -> Self {
-        Self { stop, left_out: HashSet::new() }
+        Self { stop, left_out: HashSet::new(), copied: HashSet::new() }
     }
 
-    /// Leaves out what is in a directory, unless it is the root of the tree that is copied; and copies it as a root
-    /// once only.
+    /// Leaves out what is in a directory, unless it is the root of the tree that is copied.
     pub(super) fn leave_out(&mut self, directory: &OwnedFd) -> Result<(), Errno> {
         self.left_out.insert(inode(&rustix::fs::fstat(directory)?));
         Ok(())
     }
 
-    /// Copies a tree into an empty directory.
+    /// Copies a tree into an empty directory. A tree that was copied already, by another path, is not copied again.
     ///
     /// # Errors
     /// Names the file by its path in the tree.
     pub(super) fn tree(&mut self, from: &OwnedFd, to: &OwnedFd) -> Result<(), CopyError> {
         let root = Path::new(".");
         let stat = rustix::fs::fstat(from).map_err(failed("look at", root))?;
-        // The root of a copy that was made already is the same directory by another path.
-        if !self.left_out.remove(&inode(&stat)) {
+        if !self.copied.insert(inode(&stat)) {
             return Ok(());
         }
         let mut tree =
             Tree { from, to, linked: HashMap::new(), steps: vec![Step::Enter(PathBuf::from("."))] };
-        let copied = self.walk(&mut tree);
-        self.left_out.insert(inode(&stat));
-        copied
+        self.walk(&mut tree)
     }
 
     fn walk(&self, tree: &mut Tree<'_>) -> Result<(), CopyError> {
@@ -235,8 +233,8 @@ impl<'a> Copy<'a> {
             at = begin;
             while at < end {
                 self.check()?;
-                let part = from.take(PART_BYTES.min(end - at));
-                let copied = io::copy(&mut { part }, &mut to).map_err(failed("copy", path))?;
+                let mut part = from.take(PART_BYTES.min(end - at));
+                let copied = io::copy(&mut part, &mut to).map_err(failed("copy", path))?;
                 if copied == 0 {
                     return Err(failed("read", path)(io::Error::from(io::ErrorKind::UnexpectedEof)));
                 }

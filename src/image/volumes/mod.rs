@@ -23,7 +23,7 @@ use oci_spec::image::ImageConfiguration;
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 
 use super::mount::{self, MountError};
-use copy::Copy;
+use copy::Copies;
 
 /// Maximum number of an image's volumes: that of a job's own mounts. Images have a handful.
 const VOLUMES_LIMIT: usize = 256;
@@ -170,9 +170,9 @@ fn open_directory(at: &Path) -> Result<OwnedFd, VolumesError> {
 /// Makes a volume for each path, and fills it with what the image has there.
 fn fill(image: &OwnedFd, volumes: &OwnedFd, paths: &[String], stop: &AtomicBool) -> Result<(), VolumesError> {
     let sources = paths.iter().map(|path| source(image, path)).collect::<Result<Vec<_>, _>>()?;
-    let mut copy = Copy::new(stop);
+    let mut copies = Copies::new(stop);
     for source in sources.iter().flatten() {
-        copy.leave_out(source).map_err(|error| failed("look at", Path::new("a volume"))(error.into()))?;
+        copies.leave_out(source).map_err(|error| failed("look at", Path::new("a volume"))(error.into()))?;
     }
     // Of several paths that lead to one directory, the last is mounted over the others.
     for (number, (path, source)) in paths.iter().zip(&sources).enumerate().rev() {
@@ -180,7 +180,7 @@ fn fill(image: &OwnedFd, volumes: &OwnedFd, paths: &[String], stop: &AtomicBool)
         let target = make(volumes, &name)
             .map_err(|error| failed("make a directory for the volume", Path::new(path))(error.into()))?;
         if let Some(source) = source {
-            copy.tree(source, &target).map_err(|error| error.at(path))?;
+            copies.tree(source, &target).map_err(|error| error.at(path))?;
         }
     }
     Ok(())

@@ -35,10 +35,13 @@ pub(crate) struct OwnNetworkOptions {
     pub bandwidth: Bandwidth,
 }
 
+/// A block of `port_map`: numbers of ports by their labels. An unset variable makes it, or a number, null.
+type RawPortMap = Option<BTreeMap<String, Option<Number>>>;
+
 #[derive(Deserialize)]
 pub(super) struct Raw {
     ports: Option<Vec<Option<String>>>,
-    port_map: Option<Vec<Option<BTreeMap<String, Option<Number>>>>>,
+    port_map: Option<Vec<RawPortMap>>,
     ipv4_address: Option<String>,
     ipv6_address: Option<String>,
     static_ips: Option<Vec<Option<String>>>,
@@ -140,9 +143,7 @@ where
 }
 
 /// Decodes `port_map`, whose blocks count as one, as in docker's driver.
-fn port_numbers(
-    blocks: Option<Vec<Option<BTreeMap<String, Option<Number>>>>>,
-) -> Result<BTreeMap<String, u16>, ConfigError> {
+fn port_numbers(blocks: Option<Vec<RawPortMap>>) -> Result<BTreeMap<String, u16>, ConfigError> {
     let null = "its value is null; is a variable in it unset?";
     let blocks = blocks.unwrap_or_default().into_iter();
     let blocks: Vec<_> =
