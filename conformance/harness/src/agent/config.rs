@@ -47,6 +47,10 @@ pub struct Setup {
     pub place: Option<Place>,
     /// Whether the plugin is there under the name `docker` as well.
     pub docker: bool,
+    /// Socket of a dockerd, for which Nomad's own docker driver runs. No plugin is there then.
+    pub dockerd: Option<PathBuf>,
+    /// More of the options in the block of the plugin `docker`.
+    pub docker_options: String,
 }
 
 /// The place of a node in a cluster of one machine.
@@ -108,7 +112,8 @@ impl Setup {
 
     /// Returns the names under which the plugin is there.
     fn drivers(&self) -> impl Iterator<Item = &'static str> {
-        [DRIVER].into_iter().chain(self.docker.then_some(DOCKER))
+        let both = [DRIVER].into_iter().chain(self.docker.then_some(DOCKER));
+        both.filter(|_| self.dockerd.is_none())
     }
 
     pub fn plugins(&self) -> PathBuf {
@@ -217,7 +222,10 @@ telemetry {{
   publish_allocation_metrics = true
 }}
 "#,
-            drivers = setup.drivers().collect::<Vec<_>>().join(","),
+            drivers = match setup.dockerd {
+                Some(_) => DOCKER.to_owned(),
+                None => setup.drivers().collect::<Vec<_>>().join(","),
+            },
             plugins = shown(&setup.plugins()),
             allocations = shown(&setup.allocations()),
             mounts = at("mounts"),
@@ -228,8 +236,10 @@ telemetry {{
             groups_subnet = setup.networks.groups.subnet,
             host_volume = shown(&setup.host_volume()),
         )
-        + &plugin(setup)
-        + &if setup.docker { docker(setup) } else { String::new() }
+        + &match &setup.dockerd {
+            Some(socket) => dockers_own(socket, &setup.docker_options),
+            None => plugin(setup) + &if setup.docker { docker(setup) } else { String::new() },
+        }
 }
 
 /// Returns the driver's block in the agent's configuration.
@@ -312,9 +322,11 @@ plugin "docker" {{
         creation_grace = "1h"
       }}
     }}
+    {more}
   }}
 }}
 "#,
+        more = setup.docker_options,
         containerd_runtime = setup.containerd_runtime,
         oci_runtime = setup.oci_runtime,
         socket = shown(&setup.containerd_socket),
@@ -324,6 +336,31 @@ plugin "docker" {{
         hosts = shown(&setup.dockers_hosts()),
         bridge = setup.networks.docker.name,
         subnet = setup.networks.docker.subnet,
+    )
+}
+
+/// Returns the block of Nomad's own docker driver.
+fn dockers_own(socket: &Path, more: &str) -> String {
+    format!(
+        r#"
+plugin "docker" {{
+  config {{
+    endpoint = "unix://{socket}"
+
+    allow_privileged = true
+    volumes {{
+      enabled = true
+    }}
+    gc {{
+      dangling_containers {{
+        creation_grace = "1h"
+      }}
+    }}
+    {more}
+  }}
+}}
+"#,
+        socket = socket.display(),
     )
 }
 

@@ -79,6 +79,8 @@ pub fn setup(environment: &TestEnvironment, mode: Mode, nomad: &Path, plugin: &P
         consul: None,
         place: None,
         docker: false,
+        dockerd: None,
+        docker_options: String::new(),
     }
 }
 

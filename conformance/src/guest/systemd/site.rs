@@ -234,5 +234,7 @@ fn setup() -> Setup {
         consul: None,
         place: None,
         docker: false,
+        dockerd: None,
+        docker_options: String::new(),
     }
 }
