@@ -10,6 +10,7 @@ mod cases;
 mod census;
 mod cluster;
 mod demo;
+mod differ;
 mod e2e;
 mod faults;
 mod guest;
@@ -74,6 +75,8 @@ enum Command {
     Soak(soak::Args),
     /// Drain nodes of a small cluster, let them die and cut them off, and check that each task runs exactly once.
     Cluster(cluster::Args),
+    /// Run the same jobs under Nomad's own docker driver and under this one, and compare all that can be seen of them.
+    Differ(differ::Args),
     /// Trace a plugin, for `faults`.
     #[command(hide = true)]
     Inject(faults::injector::Args),
@@ -112,6 +115,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Hostile(args) => args.choice.is_crun(),
         Command::Soak(args) => args.choice.is_crun(),
         Command::Cluster(args) => args.choice.is_crun(),
+        Command::Differ(args) => args.choice.is_crun(),
         Command::Census(_)
         | Command::Guest(_)
         | Command::GuestSystemd(_)
@@ -135,6 +139,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Hostile(args) => hostile::run(&args),
         Command::Soak(args) => soak::run(&args),
         Command::Cluster(args) => cluster::run(&args),
+        Command::Differ(args) => differ::run(&args),
         Command::Inject(args) => faults::injector::run(&args),
         #[cfg(feature = "bench")]
         Command::Measure(args) => measure::run(&args).map(|()| ExitCode::SUCCESS),

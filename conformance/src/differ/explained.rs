@@ -1,0 +1,239 @@
+//! The differences that are explained: which facts, which values, and why it is so.
+
+use super::compare::{Difference, fits};
+
+/// A kind of difference with its reason.
+#[derive(Debug)]
+pub struct Explained {
+    /// Patterns of the facts' names.
+    facts: &'static [&'static str],
+    /// Patterns of the values on either side.
+    docker: &'static str,
+    here: &'static str,
+    /// What differs and how, in words, for the page.
+    pub words: [&'static str; 3],
+    pub reason: &'static str,
+}
+
+impl Explained {
+    fn covers(&self, difference: &Difference) -> bool {
+        // What a command has is explained as what the task has.
+        let name = difference.fact.strip_prefix("exec: ").unwrap_or(&difference.fact);
+        self.facts.iter().any(|pattern| fits(pattern, name))
+            && fits(self.docker, &difference.docker)
+            && fits(self.here, &difference.here)
+    }
+}
+
+/// Returns the place in [`ALL`] of the explanation of a difference.
+pub fn of(difference: &Difference) -> Option<usize> {
+    ALL.iter().position(|explained| explained.covers(difference))
+}
+
+const fn explained(
+    facts: &'static [&'static str],
+    docker: &'static str,
+    here: &'static str,
+    words: [&'static str; 3],
+    reason: &'static str,
+) -> Explained {
+    Explained { facts, docker, here, words, reason }
+}
+
+const ANY: &str = "*";
+
+/// All explained differences.
+pub const ALL: [Explained; 23] = [
+    explained(
+        &["groups/cpuset"],
+        "{its cgroup}",
+        "/nomad/*",
+        ["the cgroup of `cpuset`", "docker's", "the one that Nomad shares processors out by"],
+        "Nomad's own layout, as for tasks of its other drivers",
+    ),
+    explained(
+        &["cgroups/devices/devices.list c 5:1"],
+        "rwm",
+        "(none)",
+        ["the device 5:1, the machine's console", "may be made and opened", "may not"],
+        "the console that a task with a terminal has is another device",
+    ),
+    explained(
+        &["end/message"],
+        "Exit Code: *Exit Message: \"Docker container exited*",
+        "Exit Code: *",
+        ["the text of a failure's event", "has the exit code twice, in docker's words", "has it once"],
+        "the code, the signal and the kind of event are the same",
+    ),
+    explained(
+        &["end/signal"],
+        "0",
+        ANY,
+        [
+            "the signal that ended a task",
+            "never told, only the exit code 128 + signal",
+            "told, with the same code",
+        ],
+        "Nomad shows it",
+    ),
+    explained(
+        &["cgroups/cpu/cpu.cfs_quota_us"],
+        ANY,
+        ANY,
+        ["`cpu_hard_limit`", "rounded down for each processor", "rounded for all together"],
+        "one or two of a hundred thousand parts",
+    ),
+    explained(
+        &["cgroups/cpuset/cpuset.cpus", "status/Cpus_allowed_list"],
+        "0-1*",
+        ANY,
+        ["`cpuset_cpus`, and others' reserved cores", "no effect", "the task runs on what is left to it"],
+        "the option does what its name says, and reserved cores are the others' alone",
+    ),
+    explained(
+        &["start"],
+        "*systempaths=unconfined*",
+        "runs",
+        [
+            "`security_opt = [\"systempaths=unconfined\"]`",
+            "known to docker's command line alone",
+            "unmasks paths",
+        ],
+        "the option does what its name says",
+    ),
+    explained(
+        &["env/TERM"],
+        "(none)",
+        "xterm",
+        ["a command without a terminal, in a task with one", "has no `TERM`", "has the task's"],
+        "the environment of a command is the task's",
+    ),
+    explained(
+        &["output/stdout is whole"],
+        "false",
+        "true",
+        ["the output of a task that ends at once", "may be lost", "is whole"],
+        "this driver reports no exit before its output is written",
+    ),
+    explained(
+        &["start"],
+        "*conflicting options: hostname and the network mode*",
+        "runs",
+        ["`hostname` of a task in a group's network", "refused by dockerd", "the task's name"],
+        "each task has a name of its own",
+    ),
+    explained(
+        &["start"],
+        "*is mounted on * but it is not a shared or slave mount*",
+        "runs",
+        [
+            "propagation from a host directory that isn't shared",
+            "refused by dockerd",
+            "mounted, and nothing comes through",
+        ],
+        "as the kernel has it",
+    ),
+    explained(
+        &["mounts//* root", "mounts//* options"],
+        "*/dockerd/root/volumes/*",
+        ANY,
+        ["where volumes are", "docker's directory of volumes", "the task's part of the allocation directory"],
+        "they are gone with the allocation, and count in its disk",
+    ),
+    explained(
+        &["status/SigIgn"],
+        ANY,
+        "000000008000000*",
+        ["signal 32, which thread libraries keep for themselves", "has its default", "is ignored at first"],
+        "glibc leaves it so in what it starts (the shim); a library sets it before it uses it",
+    ),
+    explained(
+        &["mounts//sbin/docker-init options"],
+        ANY,
+        "nodev,nosuid,*",
+        ["the mount of the init program", "`ro`", "`ro,nosuid,nodev`"],
+        "a mount of the host's gives no more than it must",
+    ),
+    explained(
+        &["hosts/::1", "hosts/::1 #2", "hosts/ff02::3"],
+        ANY,
+        ANY,
+        ["`/etc/hosts` in a group's network", "Nomad's list of IPv6 names", "docker's, as in other networks"],
+        "the names are the same, but for `ip6-allhosts`",
+    ),
+    explained(
+        &["files//etc/mtab", "files//.dockerenv"],
+        ANY,
+        "(none)",
+        ["`/etc/mtab` and `/.dockerenv`", "made in each container", "as in the image"],
+        "the files of an image are left as they are",
+    ),
+    explained(
+        &["hosts/fe00::*", "hosts/ff00::*"],
+        ANY,
+        ANY,
+        ["prefixes of IPv6 in `/etc/hosts`", "`fe00::0`, `ff00::0`", "`fe00::`, `ff00::`"],
+        "as dockerd 28 writes them",
+    ),
+    explained(
+        &["mounts//* propagation"],
+        "master",
+        "",
+        ["propagation of `/` and of volumes", "mounts that the host makes there come through", "none do"],
+        "nobody but the driver mounts anything there",
+    ),
+    explained(
+        &["mounts// file system"],
+        ANY,
+        "*uuid=on*",
+        ["options of the overlay", "those of docker's snapshots", "containerd's, with `uuid=on`"],
+        "the file system of an image is containerd's snapshot",
+    ),
+    explained(
+        &["mounts//alloc/logs *", "writable//alloc/logs"],
+        ANY,
+        ANY,
+        ["`/alloc/logs`", "writable", "read-only"],
+        "a task that puts a link there has Nomad write elsewhere as root",
+    ),
+    explained(
+        &["mounts//etc/hosts *", "mounts//etc/hostname *", "mounts//etc/resolv.conf *"],
+        ANY,
+        ANY,
+        [
+            "mounts of `/etc/hosts`, `/etc/hostname` and `/etc/resolv.conf`",
+            "of docker's directory",
+            "of memory, `nosuid,nodev`",
+        ],
+        "what a task writes there can't fill the host's disk",
+    ),
+    explained(
+        &["mounts//proc/interrupts *", "readable//proc/interrupts"],
+        ANY,
+        ANY,
+        ["`/proc/interrupts`", "readable", "masked"],
+        "as in dockerd 28 (GHSA-6fw5-f8r9-fgfm)",
+    ),
+    explained(
+        &["mounts//sys/fs/cgroup options", "writable//sys/fs/cgroup"],
+        ANY,
+        ANY,
+        ["`/sys/fs/cgroup` with cgroup v1", "a writable file system in memory", "read-only"],
+        "as it is with cgroup v2",
+    ),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cells_of_the_table_are_short() {
+        for Explained { words, reason, .. } in &ALL {
+            assert!(
+                words.iter().chain([reason]).all(|cell| cell.len() <= 120 && !cell.contains('|')),
+                "{words:?}"
+            );
+        }
+    }
+}
