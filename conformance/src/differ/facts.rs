@@ -86,24 +86,24 @@ pub fn add_probed(facts: &mut Facts, prefix: &str, output: &str, names: &Names) 
             continue;
         }
         if section == "end" {
-            add(facts, format!("{prefix}after the end"), names.without(line));
+            add(facts, &format!("{prefix}after the end"), names.without(line));
         } else if section == "mounts" {
             add_mount(facts, prefix, line, names);
         } else if section == "env" {
             // The next line of a value has no name.
             match (line.split_once('='), &env) {
                 (Some((name, value)), _) => {
-                    add(facts, format!("{prefix}env/{name}"), names.without(value));
+                    add(facts, &format!("{prefix}env/{name}"), names.without(value));
                     env = Some(name.to_owned());
                 }
                 (None, name) => {
                     let name = name.as_deref().unwrap_or_default();
-                    add(facts, format!("{prefix}env/{name} goes on"), names.without(line));
+                    add(facts, &format!("{prefix}env/{name} goes on"), names.without(line));
                 }
             }
         } else if let Some(list) = line.strip_prefix("devices/devices.list ") {
             for (device, rights) in list.split(';').filter_map(|entry| entry.rsplit_once(' ')) {
-                add(facts, format!("{prefix}cgroups/devices/devices.list {device}"), rights.to_owned());
+                add(facts, &format!("{prefix}cgroups/devices/devices.list {device}"), rights.to_owned());
             }
         } else if let Some((name, value)) = taken_apart(&section, line) {
             let (name, mut value) = (names.without(&name), names.without(&value));
@@ -111,15 +111,15 @@ pub fn add_probed(facts: &mut Facts, prefix: &str, output: &str, names: &Names) 
                 // None of those that have names.
                 "its own".clone_into(&mut value);
             }
-            add(facts, format!("{prefix}{section}/{name}"), value);
+            add(facts, &format!("{prefix}{section}/{name}"), value);
         }
     }
     section == "end"
 }
 
 /// Adds a fact. A second one of the same name gets a number.
-pub fn add(facts: &mut Facts, name: String, value: String) {
-    let mut place = name.clone();
+pub fn add(facts: &mut Facts, name: &str, value: String) {
+    let mut place = name.to_owned();
     for number in 2.. {
         if !facts.contains_key(&place) {
             break;

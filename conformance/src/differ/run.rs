@@ -113,8 +113,8 @@ impl Bench<'_> {
             // Whoever collects the output may be behind.
             let _ = until("end of the output", LAST_LINES, || Ok(read(&logs, "stdout").contains(END)));
             let whole = add_probed(&mut facts, "", &read(&logs, "stdout"), &names);
-            add(&mut facts, "output/stdout is whole".to_owned(), whole.to_string());
-            add(&mut facts, "output/stderr".to_owned(), names.without(&read(&logs, "stderr")));
+            add(&mut facts, "output/stdout is whole", whole.to_string());
+            add(&mut facts, "output/stderr", names.without(&read(&logs, "stderr")));
         }
         add_end(&mut facts, &last);
         let is_failure = |event: &&Value| {
@@ -128,8 +128,8 @@ impl Bench<'_> {
     fn exec(&self, id: &str, names: &Names, facts: &mut Facts) -> Result<()> {
         let output = self.client.exec(id, b"", &[AT, "exec", "an argument"])?;
         let code = output.code.map_or("none".to_owned(), |code| code.to_string());
-        add(facts, "exec: end/code".to_owned(), code);
-        add(facts, "exec: output/stderr".to_owned(), names.without(output.stderr().trim()));
+        add(facts, "exec: end/code", code);
+        add(facts, "exec: output/stderr", names.without(output.stderr().trim()));
         add_probed(facts, "exec: ", &output.stdout(), names);
         Ok(())
     }
@@ -150,19 +150,19 @@ fn message(event: &Value) -> String {
 fn add_end(facts: &mut Facts, last: &Value) {
     let task = &last["TaskStates"]["main"];
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    add(facts, "end/status".to_owned(), text(&last["ClientStatus"]));
-    add(facts, "end/failed".to_owned(), task["Failed"].to_string());
-    add(facts, "end/restarts".to_owned(), task["Restarts"].to_string());
+    add(facts, "end/status", text(&last["ClientStatus"]));
+    add(facts, "end/failed", task["Failed"].to_string());
+    add(facts, "end/restarts", task["Restarts"].to_string());
     let events = events(last);
     let mut kinds: Vec<_> = events.iter().map(|event| text(&event["Type"])).collect();
     // Whether a driver tells of a download depends on whether another job has needed the image before.
     kinds.retain(|kind| kind != "Driver");
-    add(facts, "end/events".to_owned(), kinds.join(", "));
+    add(facts, "end/events", kinds.join(", "));
     if let Some(ended) = events.iter().rev().find(|event| event["Type"] == "Terminated") {
         for name in ["exit_code", "signal", "oom_killed"] {
-            add(facts, format!("end/{name}"), text(&ended["Details"][name]));
+            add(facts, &format!("end/{name}"), text(&ended["Details"][name]));
         }
-        add(facts, "end/message".to_owned(), message(ended));
+        add(facts, "end/message", message(ended));
     }
     let time_of = |kind: &str| {
         let event = events.iter().rev().find(|event| event["Type"] == kind)?;
@@ -170,7 +170,7 @@ fn add_end(facts: &mut Facts, last: &Value) {
     };
     if let (Some(told), Some(ended)) = (time_of("Killing"), time_of("Terminated")) {
         let class = if ended.saturating_sub(told) < KILL_TIMEOUT { "before" } else { "at" };
-        add(facts, "end/when".to_owned(), format!("{class} the kill timeout"));
+        add(facts, "end/when", format!("{class} the kill timeout"));
     }
 }
 
