@@ -148,13 +148,15 @@ pub(super) fn is_plain(error: &reqwest::Error) -> bool {
     matches!(tls_error(error), Some(rustls::Error::InvalidMessage(_)))
 }
 
-/// Returns whether the error may mean that the peer speaks no TLS: it hung up at the handshake; or, where no port is
-/// named, which http and TLS don't share, nobody listens.
+/// Returns whether the error may mean that the peer speaks no TLS: it hung up at the handshake, or waits for the rest of a
+/// request; or, where no port is named, which http and TLS don't share, nobody listens.
 pub(super) fn may_be_plain(error: &reqwest::Error, url: &Url) -> bool {
     let hung_up = [ErrorKind::UnexpectedEof, ErrorKind::ConnectionReset, ErrorKind::BrokenPipe];
     is_plain(error)
         || error.is_connect()
-            && (url.port().is_none() || io_kind(error).is_some_and(|kind| hung_up.contains(&kind)))
+            && (url.port().is_none()
+                || error.is_timeout()
+                || io_kind(error).is_some_and(|kind| hung_up.contains(&kind)))
 }
 
 fn io_kind(error: &reqwest::Error) -> Option<ErrorKind> {

@@ -13,7 +13,7 @@
 )]
 
 use std::fs::{self, File};
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Read as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
@@ -37,6 +37,9 @@ use crate::sys::mount_table;
 const LIMIT: Duration = Duration::from_secs(60);
 /// The calling thread's namespace.
 const OWN: &str = "/proc/thread-self/ns/net";
+/// Maximum size of a list of routes that is read, and maximum number of gateways that are taken from it.
+const ROUTES_LIMIT_BYTES: u64 = 256 * 1024;
+const GATEWAYS_LIMIT: usize = 8;
 /// The routes of the calling thread's namespace, IPv4 and IPv6.
 const ROUTES: &str = "/proc/thread-self/net/route";
 const ROUTES_IPV6: &str = "/proc/thread-self/net/ipv6_route";
@@ -145,16 +148,22 @@ pub(crate) async fn gateways(path: &Path) -> Result<Vec<IpAddr>, NetnsError> {
         let namespace = File::open(&path).map_err(NetnsError::io("open", &path))?;
         setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET)
             .map_err(NetnsError::io("enter the network namespace", &path))?;
-        let read = |table: &str| match fs::read_to_string(table) {
-            // A kernel without IPv6 has no such file.
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(String::new()),
-            read => read.map_err(NetnsError::io("read the routes of", &path)),
+        let read = |table: &str| {
+            let mut text = String::new();
+            // A task that may change routes can make any number.
+            match File::open(table).and_then(|table| table.take(ROUTES_LIMIT_BYTES).read_to_string(&mut text))
+            {
+                // A kernel without IPv6 has no such file.
+                Err(error) if error.kind() == ErrorKind::NotFound => Ok(text),
+                read => read.map(|_| text).map_err(NetnsError::io("read the routes of", &path)),
+            }
         };
         let (routes, routes_ipv6) = (read(ROUTES)?, read(ROUTES_IPV6)?);
         let ipv4 = routes.lines().filter_map(default_gateway).map(IpAddr::V4);
         let ipv6 = routes_ipv6.lines().filter_map(default_gateway_ipv6).map(IpAddr::V6);
         let mut found: Vec<_> = ipv4.chain(ipv6).filter(|address| is_global(*address)).collect();
         found.dedup();
+        found.truncate(GATEWAYS_LIMIT);
         Ok(found)
     })
     .await

@@ -166,8 +166,8 @@ fn taken_apart(section: &str, line: &str) -> Option<(String, String)> {
             Some((name.to_owned(), rest.join(" ")))
         }
         "addresses" => {
-            let words: Vec<_> =
-                line.split_whitespace().skip(1).take_while(|word| !word.starts_with('\\')).collect();
+            let line = line.split('\\').next().unwrap_or_default();
+            let words: Vec<_> = line.split_whitespace().skip(1).collect();
             let (name, family) = (words.first()?, words.get(1)?);
             // Of an IPv6 address of a link alone, the kernel makes the rest.
             let value = words[2..].join(" ");
@@ -243,7 +243,7 @@ mod tests {
             (
                 "== addresses\n2: eth0    inet 172.17.0.2/16 scope global eth0\\ x",
                 "addresses/eth0 inet",
-                "{address}/16 scope global eth0\\",
+                "{address}/16 scope global eth0",
             ),
             ("== env\nNOMAD_ALLOC_ID=5b02b4e7-0000-0000-0000-000000000000", "env/NOMAD_ALLOC_ID", "{alloc}"),
             (

@@ -27,8 +27,12 @@ use super::VolumesError;
 const PART_BYTES: u64 = 16 * 1024 * 1024;
 /// Maximum number of directories that wait to be copied.
 const WAITING_LIMIT: usize = 100_000;
-/// Maximum number of files with several names that are remembered. Those beyond are copied once for each name.
+/// Maximum number of files with several names in one volume.
 const LINKED_LIMIT: usize = 100_000;
+/// Maximum size of the paths that are remembered at a time.
+const PATHS_LIMIT_BYTES: usize = 32 * 1024 * 1024;
+/// Maximum size of the files that are copied once more, since they have a name in another volume, too.
+const REPEATED_LIMIT_BYTES: u64 = 1024 * 1024 * 1024;
 /// Maximum size of an extended attribute, and of the list of their names: the kernel's.
 const XATTR_LIMIT_BYTES: usize = 64 * 1024;
 /// Prefixes of attributes that belong to the file system that the image is on, not to its files.
@@ -68,6 +72,9 @@ pub(super) struct Copies<'a> {
     left_out: HashSet<Inode>,
     /// Roots of the copies that were begun.
     copied: HashSet<Inode>,
+    /// Files with several names in the trees that were copied.
+    linked: HashSet<Inode>,
+    repeated_bytes: u64,
 }
 
 /// A step of the copy of a tree; the path is relative to its root.
@@ -85,9 +92,17 @@ struct Tree<'a> {
     /// Paths of the copies of files that have several names.
     linked: HashMap<Inode, PathBuf>,
     steps: Vec<Step>,
+    /// Size of the paths in both.
+    paths_bytes: usize,
 }
 
 impl Tree<'_> {
+    /// Counts a path that is going to be remembered.
+    fn remember(&mut self, path: &Path) -> Result<(), CopyError> {
+        self.paths_bytes += path.as_os_str().len();
+        if self.paths_bytes > PATHS_LIMIT_BYTES { Err(CopyError::TooLarge) } else { Ok(()) }
+    }
+
     /// Opens a directory of the tree, and its copy.
     fn both(&self, path: &Path) -> Result<[OwnedFd; 2], CopyError> {
         let opened = |root| open(root, path, OFlags::DIRECTORY).map_err(failed("open", path));
@@ -97,7 +112,8 @@ impl Tree<'_> {
 
 impl<'a> Copies<'a> {
     pub(super) fn new(stop: &'a AtomicBool) -> Self {
-        Self { stop, left_out: HashSet::new(), copied: HashSet::new() }
+        let (left_out, copied, linked) = (HashSet::new(), HashSet::new(), HashSet::new());
+        Self { stop, left_out, copied, linked, repeated_bytes: 0 }
     }
 
     /// Leaves out what is in a directory, unless it is the root of the tree that is copied.
@@ -116,17 +132,20 @@ impl<'a> Copies<'a> {
         if !self.copied.insert(inode(&stat)) {
             return Ok(());
         }
-        let mut tree =
-            Tree { from, to, linked: HashMap::new(), steps: vec![Step::Enter(PathBuf::from("."))] };
-        self.walk(&mut tree)
+        let steps = vec![Step::Enter(PathBuf::from("."))];
+        let mut tree = Tree { from, to, linked: HashMap::new(), steps, paths_bytes: 0 };
+        self.walk(&mut tree)?;
+        self.linked.extend(tree.linked.into_keys());
+        Ok(())
     }
 
-    fn walk(&self, tree: &mut Tree<'_>) -> Result<(), CopyError> {
+    fn walk(&mut self, tree: &mut Tree<'_>) -> Result<(), CopyError> {
         while let Some(step) = tree.steps.pop() {
             self.check()?;
             match step {
                 Step::Enter(path) => self.directory(tree, &path)?,
                 Step::Finish(path) => {
+                    tree.paths_bytes = tree.paths_bytes.saturating_sub(path.as_os_str().len());
                     let [from, to] = tree.both(&path)?;
                     let stat = rustix::fs::fstat(&from).map_err(failed("look at", &path))?;
                     take_over(&from, &to, &stat).map_err(failed("set the owner and the mode of", &path))?;
@@ -141,7 +160,7 @@ impl<'a> Copies<'a> {
     }
 
     /// Copies what is in a directory; those in it are made, and entered later.
-    fn directory(&self, tree: &mut Tree<'_>, path: &Path) -> Result<(), CopyError> {
+    fn directory(&mut self, tree: &mut Tree<'_>, path: &Path) -> Result<(), CopyError> {
         let [from, to] = tree.both(path)?;
         let stat = rustix::fs::fstat(&from).map_err(failed("look at", path))?;
         tree.steps.push(Step::Finish(path.to_owned()));
@@ -161,7 +180,7 @@ impl<'a> Copies<'a> {
     }
 
     fn entry(
-        &self,
+        &mut self,
         tree: &mut Tree<'_>,
         from: &OwnedFd,
         to: &OwnedFd,
@@ -175,6 +194,7 @@ impl<'a> Copies<'a> {
             if tree.steps.len() >= WAITING_LIMIT {
                 return Err(CopyError::TooLarge);
             }
+            tree.remember(&path)?;
             rustix::fs::mkdirat(to, name, Mode::RWXU).map_err(failed("make", &path))?;
             tree.steps.push(Step::Enter(path));
             return Ok(());
@@ -184,9 +204,17 @@ impl<'a> Copies<'a> {
                 return rustix::fs::linkat(tree.to, first, to, name, AtFlags::empty())
                     .map_err(failed("link", &path));
             }
-            if tree.linked.len() < LINKED_LIMIT {
-                tree.linked.insert(inode(&stat), path.clone());
+            if tree.linked.len() >= LINKED_LIMIT {
+                return Err(CopyError::TooLarge);
             }
+            if self.linked.contains(&inode(&stat)) {
+                self.repeated_bytes = self.repeated_bytes.saturating_add(stat.st_size.cast_unsigned());
+            }
+            if self.repeated_bytes > REPEATED_LIMIT_BYTES {
+                return Err(CopyError::TooLarge);
+            }
+            tree.remember(&path)?;
+            tree.linked.insert(inode(&stat), path.clone());
         }
         match kind {
             FileType::RegularFile => self.file(from, to, name, &stat, &path),

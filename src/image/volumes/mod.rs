@@ -11,7 +11,7 @@ mod copy;
 
 use std::collections::BTreeSet;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
@@ -31,6 +31,8 @@ const VOLUMES_LIMIT: usize = 256;
 const PATH_LIMIT_BYTES: usize = 4095;
 /// Maximum number of characters of a path in an error.
 const SHOWN_CHARACTERS: usize = 200;
+/// Places of the kernel's file systems, which no volume hides: `/dev` and `/sys` keep what they have there.
+const KERNELS: [&str; 2] = ["/dev", "/sys"];
 /// Mode of a volume at a path that the image doesn't have, as docker's.
 const MODE: u32 = 0o755;
 
@@ -45,7 +47,7 @@ pub(crate) enum VolumesError {
     Unusable { path: String, why: &'static str },
     #[error("can't fill the volume {path} from the image: {doing} {}", at.display())]
     Copy { path: String, doing: &'static str, at: PathBuf, source: io::Error },
-    #[error("the image has too many directories at its VOLUME {path}; {WAY_OUT}")]
+    #[error("the image has too many directories or links at its VOLUME {path}; {WAY_OUT}")]
     TooLarge { path: String },
     #[error("can't {doing} {}", at.display())]
     Io { doing: &'static str, at: PathBuf, source: io::Error },
@@ -69,7 +71,9 @@ pub(crate) fn paths(config: &ImageConfiguration) -> Result<Vec<String>, VolumesE
         return Err(VolumesError::TooMany(declared.len()));
     }
     let cleaned = declared.iter().map(|path| clean(path)).collect::<Result<BTreeSet<_>, _>>()?;
-    let mut cleaned: Vec<_> = cleaned.into_iter().collect();
+    // A container has the kernel's own there, whatever the image says.
+    let is_kernels = |path: &String| KERNELS.iter().any(|place| Path::new(path).starts_with(place));
+    let mut cleaned: Vec<_> = cleaned.into_iter().filter(|path| !is_kernels(path)).collect();
     cleaned.sort_by_key(|path| Path::new(path).components().count());
     Ok(cleaned)
 }
@@ -140,12 +144,13 @@ impl Filling {
     }
 }
 
-/// Gives the calling thread a mount namespace of its own, whose mounts nobody else sees.
+/// Gives the calling thread a mount namespace of its own, whose mounts nobody else sees. What others unmount meanwhile is
+/// unmounted there as well: a copy may take long, and is to hold nothing of theirs.
 fn apart(at: &Path) -> Result<(), VolumesError> {
     let nothing: Option<&str> = None;
-    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+    let slave = MsFlags::MS_REC | MsFlags::MS_SLAVE;
     unshare(CloneFlags::CLONE_NEWNS)
-        .and_then(|()| nix::mount::mount(nothing, "/", nothing, private, nothing))
+        .and_then(|()| nix::mount::mount(nothing, "/", nothing, slave, nothing))
         .map_err(|error| failed("make a mount namespace for", at)(error.into()))
 }
 
@@ -195,6 +200,9 @@ fn source(image: &OwnedFd, path: &str) -> Result<Option<OwnedFd>, VolumesError> 
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     let unusable = |why| Err(VolumesError::Unusable { path: shown(path), why });
+    if leads_astray(image, relative).map_err(failed("look in the image for", Path::new(path)))? {
+        return unusable("links of the image lead from it to the root, or to a file system of the kernel's");
+    }
     let found = match rustix::fs::openat2(image, relative, flags, Mode::empty(), resolve) {
         Ok(found) => found,
         Err(rustix::io::Errno::NOENT) => return Ok(None),
@@ -209,6 +217,26 @@ fn source(image: &OwnedFd, path: &str) -> Result<Option<OwnedFd>, VolumesError> 
         return unusable("the image has a file in its place or on its way");
     }
     Ok(Some(found))
+}
+
+/// Returns whether a path leads, by links of the image, to its root or to where the kernel's file systems are mounted.
+fn leads_astray(image: &OwnedFd, path: &str) -> io::Result<bool> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let place = |of: &OwnedFd| std::fs::read_link(format!("/proc/thread-self/fd/{}", of.as_raw_fd()));
+    let root = place(image)?;
+    // What of the path isn't there is made where the rest leads.
+    for there in Path::new(path).ancestors() {
+        let name = if there.as_os_str().is_empty() { Path::new(".") } else { there };
+        let Ok(found) = rustix::fs::openat2(image, name, flags, Mode::empty(), resolve) else { continue };
+        let found = place(&found)?;
+        let Ok(below) = found.strip_prefix(&root) else { return Ok(true) };
+        let rest = Path::new(path).strip_prefix(there).unwrap_or(Path::new(""));
+        let led_to = Path::new("/").join(below).join(rest);
+        let is_kernels = KERNELS.iter().any(|place| led_to.starts_with(place));
+        return Ok(led_to == Path::new("/") || led_to.starts_with("/proc") || is_kernels);
+    }
+    Ok(false)
 }
 
 fn make(volumes: &OwnedFd, name: &str) -> Result<OwnedFd, Errno> {

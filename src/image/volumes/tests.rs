@@ -34,6 +34,10 @@ fn paths_are_absolute_and_in_their_shortest_form() {
     }
     let several = declared(&["/b/c/d", "/b/../a", "/b", "/a/", "/b-c"]).unwrap();
     assert_eq!(several, ["/a", "/b", "/b-c", "/b/c/d"]);
+    assert_eq!(
+        declared(&["/dev", "/x", "/sys/fs/cgroup", "/a/../dev/shm", "/devices"]).unwrap(),
+        ["/devices", "/x"]
+    );
     for none in [json!(null), json!({})] {
         assert!(paths(&config(&none)).unwrap().is_empty());
     }
@@ -71,6 +75,31 @@ fn filled(paths: &[&str], make: impl FnOnce(&Path)) -> (tempfile::TempDir, Resul
     let open = |path: &Path| open_directory(path).unwrap();
     let outcome = fill(&open(&image), &open(&volumes), &paths, &AtomicBool::new(false));
     (directory, outcome.map_err(|error| error.chain().to_string()))
+}
+
+#[test]
+fn links_lead_no_volume_to_the_kernels_file_systems() {
+    for (target, path, is_refused) in [
+        ("/proc", "/x", true),
+        ("../proc", "/x/self", true),
+        ("/", "/x", true),
+        (".", "/x/dev/y", true),
+        ("/sys", "/x", true),
+        ("/dev", "/x/new", true),
+        ("/nowhere", "/x", false),
+        ("/data", "/x/new", false),
+    ] {
+        let (_directory, outcome) = filled(&[path], |image| {
+            for name in ["proc", "sys", "dev", "data"] {
+                fs::create_dir(image.join(name)).unwrap();
+            }
+            symlink(target, image.join("x")).unwrap();
+        });
+        match outcome {
+            Err(error) => assert!(is_refused && error.contains("links of the image"), "{target}: {error}"),
+            Ok(()) => assert!(!is_refused, "{target}"),
+        }
+    }
 }
 
 fn mode(path: &Path) -> u32 {

@@ -164,6 +164,14 @@ struct Start<'a> {
     timeline: &'a Timeline,
 }
 
+async fn or_give_up<T>(step: impl Future<Output = Result<T>>, given_up: &CancellationToken) -> Result<T> {
+    let done = step.await;
+    if done.is_err() {
+        given_up.cancel();
+    }
+    done
+}
+
 /// The parts of the container that are from containerd and the image.
 struct Prepared {
     mounts: Vec<Mount>,
@@ -239,10 +247,11 @@ impl Start<'_> {
         };
         let given_up = CancellationToken::new();
         let made = async {
+            // Where one fails, a container that takes long is given up.
             tokio::join!(
                 timeline.step("container", self.prepare(&image, &given_up)),
-                timeline.step("network", self.join_network()),
-                timeline.step("shim", self.launch(inherited)),
+                or_give_up(timeline.step("network", self.join_network()), &given_up),
+                or_give_up(timeline.step("shim", self.launch(inherited)), &given_up),
             )
         };
         let mut made = Box::pin(made);
@@ -255,7 +264,9 @@ impl Start<'_> {
             }
         };
         drop(made);
-        let (prepared, (joined, files), (connection, shim)) = (prepared?, joined?, launched?);
+        // The container's may be that it was given up.
+        let ((joined, files), (connection, shim)) = (joined?, launched?);
+        let prepared = prepared?;
         // From here on the container's record keeps the image.
         drop(hold);
         let spec = self.specification(&image, &prepared, &joined, files)?;
