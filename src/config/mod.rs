@@ -38,8 +38,8 @@ pub(crate) use task::HostSource;
 pub(crate) use task::{
     Archive, Bandwidth, CpuLimits, Device, DevicePath, Dns, DnsOptions, HostAddress, ImageVolumes, JobMount,
     Labels, Limits, MemoryLimits, MountSource, Mounts, Names, Namespaces, Network, NetworkMode,
-    NetworkOptions, OwnNetworkOptions, PidsLimit, Process, Pull, PullPolicy, Rate, Rlimit, SeccompProfile,
-    Security, Sharing, Swap, TaskAuth, TaskOptions, sandbox,
+    NetworkOptions, OwnNetworkOptions, PidsLimit, Platform, Process, Pull, PullPolicy, Rate, Rlimit,
+    SeccompProfile, Security, Sharing, Swap, TaskAuth, TaskOptions, sandbox,
 };
 pub(crate) use warnings::Warnings;
 

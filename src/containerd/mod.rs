@@ -22,6 +22,7 @@ use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status};
 
+use crate::image::platform::Target;
 pub(crate) use error::Error;
 pub(crate) use images::{
     ArchiveSource, Image, ImageSettings, LOADED, Policy, PullEvent, PullOptions, PullSettings, StoredImage,
@@ -46,6 +47,8 @@ const MESSAGE_LIMIT_BYTES: usize = 16 * 1024 * 1024;
 pub(crate) struct Containerd {
     shared: Arc<Shared>,
     snapshotter: Arc<str>,
+    /// The platform of the images that are looked for.
+    platform: Arc<Target>,
     /// Number of calls made by this client and its clones.
     calls: Arc<AtomicU32>,
 }
@@ -70,6 +73,7 @@ impl Containerd {
                 images: images::State::with(settings),
             }),
             snapshotter: snapshotter.into(),
+            platform: Arc::new(Target::host()),
             calls: Arc::default(),
         }
     }
@@ -89,6 +93,11 @@ impl Containerd {
         Self { snapshotter: snapshotter.into(), ..self.clone() }
     }
 
+    /// Returns a client of the same daemon and namespace, for images of another platform.
+    pub(crate) fn with_platform(&self, platform: Target) -> Self {
+        Self { platform: Arc::new(platform), ..self.clone() }
+    }
+
     /// Asks for the daemon's version, such as `1.6.20`.
     ///
     /// # Errors
@@ -106,6 +115,10 @@ impl Containerd {
 
     pub(crate) fn snapshotter(&self) -> &str {
         &self.snapshotter
+    }
+
+    fn platform(&self) -> &Target {
+        &self.platform
     }
 
     /// Returns the channel, made at the first call, because it needs the runtime that it will live on.

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use oci_spec::image::{Arch, Descriptor, ImageIndex};
+use oci_spec::image::{Descriptor, ImageIndex};
 use serde::Deserialize;
 
 use super::archive::Archive;
@@ -13,7 +13,7 @@ use super::digest::digest_of;
 use super::error::ImageError;
 use super::go_json;
 use super::manifest::{CONFIG_LIMIT_BYTES, MANIFEST_LIMIT_BYTES};
-use super::platform;
+use super::platform::Target;
 use super::reference::Reference;
 
 /// Maximum number of images in an archive.
@@ -28,7 +28,7 @@ pub(crate) struct ArchivedImage {
     names: Vec<String>,
     /// Digest by which a job may choose the image, too.
     digest: String,
-    /// Set if its platform is another than this host's.
+    /// Set if its platform is another than the wanted one.
     is_foreign: bool,
     pub(crate) form: Form,
 }
@@ -58,9 +58,9 @@ pub(crate) fn blob_path(descriptor: &Descriptor) -> String {
 ///
 /// # Errors
 /// Corrupt or unsupported if the file is no archive of images.
-pub(crate) fn images(archive: &Archive, host: &Arch) -> Result<Vec<ArchivedImage>, ImageError> {
+pub(crate) fn images(archive: &Archive, target: &Target) -> Result<Vec<ArchivedImage>, ImageError> {
     let images = if archive.find("oci-layout").is_some() && archive.find("index.json").is_some() {
-        of_oci(&archive.read("index.json", MANIFEST_LIMIT_BYTES)?, host)?
+        of_oci(&archive.read("index.json", MANIFEST_LIMIT_BYTES)?, target)?
     } else if archive.find("manifest.json").is_some() {
         let entries: Vec<DockerEntry> =
             go_json::read(&archive.read("manifest.json", MANIFEST_LIMIT_BYTES)?, go_json::ARCHIVE)
@@ -83,7 +83,7 @@ pub(crate) fn images(archive: &Archive, host: &Arch) -> Result<Vec<ArchivedImage
     Ok(images)
 }
 
-fn of_oci(index: &[u8], host: &Arch) -> Result<Vec<ArchivedImage>, ImageError> {
+fn of_oci(index: &[u8], target: &Target) -> Result<Vec<ArchivedImage>, ImageError> {
     let index: ImageIndex = go_json::read(index, go_json::MANIFEST)
         .map_err(|error| ImageError::corrupt(format!("its index.json can't be read: {error}")))?;
     if index.manifests().len() > IMAGES_LIMIT {
@@ -97,8 +97,7 @@ fn of_oci(index: &[u8], host: &Arch) -> Result<Vec<ArchivedImage>, ImageError> {
         ArchivedImage {
             names: name.cloned().into_iter().collect(),
             digest: descriptor.digest().to_string(),
-            is_foreign: platform
-                .is_some_and(|platform| platform::rank(platform, host, platform::variants(host)).is_none()),
+            is_foreign: platform.is_some_and(|platform| target.rank(platform).is_none()),
             form: Form::Oci(Box::new(descriptor.clone())),
         }
     };
@@ -236,7 +235,8 @@ mod tests {
     #[test]
     fn both_archive_forms_are_recognized() {
         let found = |files: &[(&str, &[u8])]| {
-            images(&opened(&archive(files, &[])).unwrap(), &Arch::Amd64).map_err(|error| error.to_string())
+            images(&opened(&archive(files, &[])).unwrap(), &Target::from(oci_spec::image::Arch::Amd64))
+                .map_err(|error| error.to_string())
         };
         let docker =
             json!([{"Config": "c.json", "RepoTags": ["a:1"], "Layers": ["l/layer.tar"]}]).to_string();
@@ -275,7 +275,7 @@ mod fuzz {
         crate::fuzz::bytes("image-archive", |bytes| {
             let Ok(archive) = opened(bytes) else { return };
             archive.check_paths();
-            let Ok(images) = images(&archive, &Arch::Amd64) else { return };
+            let Ok(images) = images(&archive, &Target::from(oci_spec::image::Arch::Amd64)) else { return };
             assert!(!images.is_empty() && images.len() <= IMAGES_LIMIT);
             for image in &images {
                 let name = image.name();

@@ -7,12 +7,12 @@
 //! Source of the facts: OCI image-spec v1.1 `image-index.md`; containerd `core/images/image.go`, `handlers.go` @ v2.1
 //! (the order, and that an index names the platform of all in it).
 
-use oci_spec::image::{Arch, Descriptor, ImageIndex, ImageManifest, MediaType};
+use oci_spec::image::{Descriptor, ImageIndex, ImageManifest, MediaType};
 
 use super::digest::{check_algorithm, check_blob};
 use super::error::ImageError;
 use super::manifest::{self, Document, MANIFEST_LIMIT_BYTES};
-use super::platform;
+use super::platform::Target;
 
 /// Maximum number of indexes above a manifest. Those that are known have two.
 const DEPTH_LIMIT: usize = 8;
@@ -74,7 +74,7 @@ struct Candidate {
 
 #[derive(Debug)]
 pub(crate) struct IndexSearch {
-    host: Arch,
+    platform: Target,
     nodes: Vec<Node>,
     /// Candidates, the next one last.
     candidates: Vec<Candidate>,
@@ -89,12 +89,11 @@ pub(crate) struct IndexSearch {
 
 impl IndexSearch {
     /// Begins a search at the document of this descriptor, which may name a platform of its own.
-    pub(crate) fn from(target: &Descriptor, host: &Arch) -> Self {
-        let fits = |platform| platform::rank(platform, host, platform::variants(host)).is_some();
-        let is_named = target.platform().as_ref().is_some_and(fits);
+    pub(crate) fn from(target: &Descriptor, platform: &Target) -> Self {
+        let is_named = target.platform().as_ref().is_some_and(|named| platform.rank(named).is_some());
         let first = Candidate { descriptor: bare(target), above: None, depth: 0, is_named };
         Self {
-            host: host.clone(),
+            platform: platform.clone(),
             nodes: Vec::new(),
             candidates: vec![first],
             documents: 0,
@@ -175,11 +174,10 @@ impl IndexSearch {
         depth: usize,
         is_named: bool,
     ) -> Vec<Candidate> {
-        let variants = platform::variants(&self.host);
         let mut found = Vec::new();
         for (place, entry) in index.manifests().iter().enumerate() {
             let rank = match entry.platform() {
-                Some(platform) => platform::rank(platform, &self.host, variants),
+                Some(platform) => self.platform.rank(platform),
                 None => Some(usize::MAX),
             };
             let Some(rank) = rank else { continue };
@@ -241,7 +239,7 @@ impl IndexSearch {
             return ImageError::unsupported(reason);
         }
         let theirs = if self.platforms.is_empty() { "nothing".to_owned() } else { self.platforms.join(", ") };
-        ImageError::unsupported(format!("no image for linux/{}, only for {theirs}", self.host))
+        ImageError::unsupported(format!("no image for {}, only for {theirs}", self.platform))
     }
 }
 
@@ -254,9 +252,11 @@ fn bare(descriptor: &Descriptor) -> Descriptor {
 mod tests {
     use std::collections::HashMap;
 
+    use oci_spec::image::Arch;
     use serde_json::{Value, json};
 
     use super::super::digest::digest_of;
+
     use super::*;
 
     const INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -288,7 +288,8 @@ mod tests {
         }
 
         fn find(&self, target: &Value, host: &Arch) -> Result<Chosen, ImageError> {
-            let mut search = IndexSearch::from(&serde_json::from_value(target.clone()).unwrap(), host);
+            let target = serde_json::from_value(target.clone()).unwrap();
+            let mut search = IndexSearch::from(&target, &Target::from(host.clone()));
             loop {
                 let digest = search.next()?.digest().to_string();
                 if let Some(chosen) = search.read(self.0[&digest].clone())? {
@@ -459,7 +460,10 @@ mod fuzz {
             let Ok((media_type, _)) = manifest::parse(&String::from_utf8_lossy(header), body) else { return };
             let target =
                 serde_json::json!({"mediaType": media_type, "digest": digest_of(body), "size": body.len()});
-            let mut search = IndexSearch::from(&serde_json::from_value(target).unwrap(), &Arch::Amd64);
+            let mut search = IndexSearch::from(
+                &serde_json::from_value(target).unwrap(),
+                &Target::new(Some("amd64"), None),
+            );
             for _ in 0..=DOCUMENTS_LIMIT {
                 if search.next().is_err() {
                     return;

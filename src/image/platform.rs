@@ -3,13 +3,78 @@
 //! Source of the facts: containerd/platforms v1 `database.go` (names that mean the same), `compare.go`; the x86-64
 //! psABI's levels; uname(2).
 
+use std::fmt;
 use std::sync::OnceLock;
 
 use oci_spec::image::{Arch, Os, Platform};
 
+/// The platform that an image is wanted for: linux on an architecture.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Target {
+    arch: Arch,
+    /// `None` is the best variant that this host can run.
+    variant: Option<String>,
+}
+
+impl Target {
+    /// Returns the platform by its names in images; those that are `None` are this host's.
+    pub(crate) fn new(arch: Option<&str>, variant: Option<&str>) -> Self {
+        let (arch, implied) = match arch {
+            Some(name) => normal(&Arch::from(name)),
+            None => (Arch::default(), ""),
+        };
+        let implied = Some(implied).filter(|variant| !variant.is_empty());
+        Self { arch, variant: variant.or(implied).map(str::to_owned) }
+    }
+
+    /// Returns the platform of this host.
+    pub(crate) fn host() -> Self {
+        Self::new(None, None)
+    }
+
+    pub(crate) fn arch(&self) -> &Arch {
+        &self.arch
+    }
+
+    /// Returns the rank of a platform, the lower the better; `None` if it doesn't fit.
+    pub(crate) fn rank(&self, platform: &Platform) -> Option<usize> {
+        match &self.variant {
+            None => rank(platform, &self.arch, variants(&self.arch)),
+            Some(variant) => rank(platform, &self.arch, &named_variants(&self.arch, variant)),
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "linux/{}", self.arch)?;
+        match &self.variant {
+            Some(variant) => write!(f, "/{variant}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl From<Arch> for Target {
+    fn from(arch: Arch) -> Self {
+        Self { arch, variant: None }
+    }
+}
+
+/// Returns a variant that a job names, and what an image without one is taken for where that is the same.
+fn named_variants<'a>(arch: &Arch, variant: &'a str) -> Vec<&'a str> {
+    let usual = match arch {
+        Arch::Amd64 => "v1",
+        Arch::ARM64 => "v8",
+        Arch::ARM => "v7",
+        _ => "",
+    };
+    if variant == usual { vec![variant, ""] } else { vec![variant] }
+}
+
 /// Returns the variants of an architecture that this host can run, the best first. A variant that every host can run
 /// comes before one that is faster on this host: other tools choose it, too.
-pub(crate) fn variants(arch: &Arch) -> &'static [&'static str] {
+fn variants(arch: &Arch) -> &'static [&'static str] {
     static AMD64: OnceLock<Vec<&'static str>> = OnceLock::new();
     static ARM: OnceLock<Vec<&'static str>> = OnceLock::new();
     match arch {
@@ -24,8 +89,7 @@ pub(crate) fn variants(arch: &Arch) -> &'static [&'static str] {
     }
 }
 
-/// Returns the rank of a platform, the lower the better; `None` if it doesn't fit.
-pub(crate) fn rank(platform: &Platform, host: &Arch, variants: &[&str]) -> Option<usize> {
+fn rank(platform: &Platform, host: &Arch, variants: &[&str]) -> Option<usize> {
     let (arch, implied) = normal(platform.architecture());
     if *platform.os() != Os::Linux || arch != *host {
         return None;
@@ -120,6 +184,25 @@ mod tests {
         assert_eq!(ranked(&Arch::Amd64, &third, "arm64", ""), None);
         assert_eq!(amd64_variants(1), ["", "v1"]);
         assert!(variants(&Arch::Amd64).starts_with(&["", "v1"]));
+    }
+
+    #[test]
+    fn a_variant_that_a_job_names_is_the_only_one() {
+        let ranked = |target: &Target, architecture: &str, variant: &str| {
+            let platform = json!({"os": "linux", "architecture": architecture, "variant": variant});
+            target.rank(&serde_json::from_value(platform).unwrap())
+        };
+        let v6 = Target::new(Some("arm"), Some("v6"));
+        assert_eq!(v6.to_string(), "linux/arm/v6");
+        assert_eq!(
+            (ranked(&v6, "arm", "v6"), ranked(&v6, "arm", "v7"), ranked(&v6, "arm", "")),
+            (Some(0), None, None)
+        );
+        let v8 = Target::new(Some("aarch64"), Some("v8"));
+        assert_eq!((ranked(&v8, "arm64", ""), ranked(&v8, "amd64", "")), (Some(1), None));
+        assert_eq!(Target::new(Some("armhf"), None).to_string(), "linux/arm/v7");
+        assert_eq!(Target::host(), Target::from(Arch::default()));
+        assert_eq!(ranked(&Target::from(Arch::ARM64), "arm64", "v8"), Some(1));
     }
 
     #[test]

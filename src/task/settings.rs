@@ -9,8 +9,9 @@ use super::runtime;
 use super::start::limit::StartLimiter;
 use super::start::plan::StartPlan;
 use crate::cni::{Cni, DefaultNetwork};
-use crate::config::{Auth, Bridge, DriverName, Inline, PluginConfig, Pulls};
+use crate::config::{Auth, Bridge, DriverName, Inline, Platform, PluginConfig, Pulls};
 use crate::containerd::{Containerd, ImageSettings, PullSettings};
+use crate::image::platform::Target;
 use crate::registry::{CredentialStore, Credentials};
 use crate::shim;
 use crate::sys::host_files;
@@ -106,6 +107,11 @@ impl Settings {
         let mut container = ContainerHandles::of(self, container_id, shim);
         container.launcher.family = plan.runtime.family;
         container.containerd = containerd.with_snapshotter(runtime.snapshotter(&self.config));
+        let Platform { arch, variant } = &plan.options.pull.platform;
+        if arch.is_some() || variant.is_some() {
+            let platform = Target::new(arch.as_deref(), variant.as_deref());
+            container.containerd = container.containerd.with_platform(platform);
+        }
         Ok(container)
     }
 }

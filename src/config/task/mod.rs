@@ -38,7 +38,7 @@ pub(crate) use names::{Dns, DnsOptions, HostAddress, Names};
 pub(crate) use namespaces::{Namespaces, Sharing};
 pub(crate) use network::{Bandwidth, Network, NetworkMode, NetworkOptions, OwnNetworkOptions, Rate};
 pub(crate) use process::Process;
-pub(crate) use pull::{Auth as TaskAuth, Pull, PullPolicy};
+pub(crate) use pull::{Auth as TaskAuth, Platform, Pull, PullPolicy};
 pub(crate) use security::{SeccompProfile, Security};
 
 const OF: &str = "task configuration";

@@ -25,7 +25,7 @@ use super::observers::Observers;
 use super::store::Documents;
 use super::unpack::Unpacking;
 use super::wait::Wait;
-use super::{Image, host, image_of};
+use super::{Image, image_of};
 use crate::image::ImageError;
 use crate::image::Reference;
 use crate::image::archive::{self, Archive, Extent, ReadTerms, Scratch};
@@ -33,6 +33,7 @@ use crate::image::archive_index::{self, Form};
 use crate::image::digest::{self, check_blob, check_digest};
 use crate::image::index_search::{Chosen, IndexSearch};
 use crate::image::manifest::{self, CONFIG_LIMIT_BYTES, LAYERS_LIMIT, Layout, MANIFEST_LIMIT_BYTES};
+use crate::image::platform::Target;
 
 /// Bytes of a layer read and written at once, well below the daemon's limit for a message.
 const PART_BYTES: u64 = 1024 * 1024;
@@ -62,6 +63,8 @@ pub(super) struct FileKey {
     changed: [i64; 4],
     /// The image that is wanted of the archive.
     wanted: Option<String>,
+    /// Snapshotter and platform.
+    form: String,
 }
 
 impl FileKey {
@@ -71,6 +74,7 @@ impl FileKey {
             file: [look.dev(), look.ino(), look.size()],
             changed: [look.mtime(), look.mtime_nsec(), look.ctime(), look.ctime_nsec()],
             wanted: source.wanted.as_ref().map(ToString::to_string),
+            form: String::new(),
         })
     }
 }
@@ -123,7 +127,8 @@ impl Containerd {
         let images = &self.shared.images;
         let looked_at = source.clone();
         let key = timeout_at(until, off_thread(move || FileKey::of(&looked_at))).await.map_err(|_| late())?;
-        let key = key.map_err(|error| error.during("look at it"))?;
+        let mut key = key.map_err(|error| error.during("look at it"))?;
+        key.form = self.form();
         let name = format!("archive {key:?}");
         let guard = images.locks.acquire(&name, Wait::SameArchive, &observers).await;
         let _guard = guard.map_err(|_| late())?;
@@ -132,7 +137,8 @@ impl Containerd {
         {
             return Ok(image_of(&name, &layout));
         }
-        let found = timeout_at(until, find(source, terms)).await.map_err(|_| late())??;
+        let found =
+            timeout_at(until, find(source, terms, self.platform().clone())).await.map_err(|_| late())??;
         let name = found.name.clone();
         let image = match self.local_image_as(&name, None).await? {
             LocalImage::Unpacked(layout) => image_of(&name, &layout),
@@ -160,7 +166,7 @@ impl Containerd {
         }
         let target = self.store_documents(documents, &layout, &Labels::new(), lease).await?;
         self.record_image(name.clone(), &target, lease).await?;
-        self.shared.images.layouts.remember(self.snapshotter(), target.digest().as_ref(), &layout);
+        self.shared.images.layouts.remember(&self.form(), target.digest().as_ref(), &layout);
         Ok(image_of(&name, &layout))
     }
 }
@@ -194,21 +200,21 @@ async fn off_thread<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.map_err(broke)?
 }
 
-async fn find(source: Source, terms: ReadTerms) -> Result<Found, Error> {
+async fn find(source: Source, terms: ReadTerms, platform: Target) -> Result<Found, Error> {
     off_thread(move || {
         let Source { file, shown: _, scratch, wanted } = source;
         let archive = Archive::open(&file, &scratch, terms)?;
-        let images = archive_index::images(&archive, &host())?;
+        let images = archive_index::images(&archive, &platform)?;
         let chosen = archive_index::choose(&images, wanted.as_ref())?;
         let named =
             wanted.or_else(|| chosen.name()).map_or_else(|| "image".to_owned(), |name| name.without_digest());
         let (documents, extents) = match &chosen.form {
-            Form::Oci(descriptor) => of_oci(&archive, descriptor)?,
-            Form::Docker { config, layers } => of_docker(&archive, config, layers)?,
+            Form::Oci(descriptor) => of_oci(&archive, descriptor, &platform)?,
+            Form::Docker { config, layers } => of_docker(&archive, config, layers, &platform)?,
         };
         let Documents { chosen, config } = &documents;
         let digest = chosen.descriptor.digest().as_ref();
-        let layout = Layout::new(digest, &chosen.manifest, config, &host(), chosen.is_named)?;
+        let layout = Layout::new(digest, &chosen.manifest, config, platform.arch(), chosen.is_named)?;
         archive.terms().check_image_size(layout.size_bytes())?;
         let name = format!("{NAME_PREFIX}{named}@{}", documents.chosen.target().digest());
         Ok(Found { archive: Arc::new(archive), name, documents, extents, layout: Arc::new(layout) })
@@ -219,9 +225,9 @@ async fn find(source: Source, terms: ReadTerms) -> Result<Found, Error> {
 
 type Parts = (Documents, Vec<Extent>);
 
-fn of_oci(archive: &Archive, target: &Descriptor) -> Result<Parts, ImageError> {
+fn of_oci(archive: &Archive, target: &Descriptor, platform: &Target) -> Result<Parts, ImageError> {
     let path = archive_index::blob_path;
-    let mut search = IndexSearch::from(target, &host());
+    let mut search = IndexSearch::from(target, platform);
     let mut missing = None;
     let chosen = loop {
         let next = search.next().map_err(|error| missing.clone().unwrap_or(error))?;
@@ -255,9 +261,14 @@ fn of_oci(archive: &Archive, target: &Descriptor) -> Result<Parts, ImageError> {
 }
 
 /// Reads an image in docker's form, which has no manifest: it gets the one that docker would push.
-fn of_docker(archive: &Archive, config: &str, layers: &[String]) -> Result<Parts, ImageError> {
+fn of_docker(
+    archive: &Archive,
+    config: &str,
+    layers: &[String],
+    platform: &Target,
+) -> Result<Parts, ImageError> {
     let config = archive.read(config, CONFIG_LIMIT_BYTES)?;
-    let parsed = manifest::read_config(&config, &host())?;
+    let parsed = manifest::read_config(&config, platform.arch())?;
     let diff_ids = parsed.rootfs().diff_ids();
     if diff_ids.len() != layers.len() {
         let reason =

@@ -9,7 +9,6 @@ use oci_spec::image::{Descriptor, Digest, MediaType};
 use tonic::transport::Channel;
 
 use super::super::{Containerd, Error, Labels, MESSAGE_LIMIT_BYTES, QUICK};
-use super::host;
 use crate::cache::Cache;
 use crate::image::Reference;
 use crate::image::index_search::{Chosen, IndexSearch};
@@ -30,27 +29,27 @@ pub(super) enum LocalImage {
 /// megabytes.
 const KNOWN_BYTES: usize = 128 * 1024;
 
-/// A cache of the layouts of unpacked images, by snapshotter and digest. An image is added once the label that keeps
-/// its snapshot is set.
+/// A cache of the layouts of unpacked images, by form (snapshotter and platform) and digest. An image is added once the
+/// label that keeps its snapshot is set.
 #[derive(Default)]
 pub(super) struct LayoutCache {
     layouts: Cache<String, Arc<Layout>>,
 }
 
 impl LayoutCache {
-    fn get(&self, snapshotter: &str, target: &str) -> Option<Arc<Layout>> {
-        self.layouts.get(&key(snapshotter, target))
+    fn get(&self, form: &str, target: &str) -> Option<Arc<Layout>> {
+        self.layouts.get(&key(form, target))
     }
 
-    pub(super) fn remember(&self, snapshotter: &str, target: &str, layout: &Arc<Layout>) {
+    pub(super) fn remember(&self, form: &str, target: &str, layout: &Arc<Layout>) {
         if layout.document_bytes() <= KNOWN_BYTES {
-            self.layouts.put(key(snapshotter, target), Arc::clone(layout));
+            self.layouts.put(key(form, target), Arc::clone(layout));
         }
     }
 }
 
-fn key(snapshotter: &str, target: &str) -> String {
-    format!("{snapshotter} {target}")
+fn key(form: &str, target: &str) -> String {
+    format!("{form} {target}")
 }
 
 impl Containerd {
@@ -71,7 +70,7 @@ impl Containerd {
             return Ok(LocalImage::Missing);
         }
         let layouts = &self.shared.images.layouts;
-        if let Some(layout) = layouts.get(self.snapshotter(), &target.digest) {
+        if let Some(layout) = layouts.get(&self.form(), &target.digest) {
             return self.stage(layout).await;
         }
         let layout = match self.read_layout(&target).await {
@@ -85,7 +84,7 @@ impl Containerd {
         let stage = self.stage(Arc::clone(&layout)).await?;
         if let LocalImage::Unpacked(_) = stage {
             self.keep_snapshot(&layout).await?;
-            layouts.remember(self.snapshotter(), &target.digest, &layout);
+            layouts.remember(&self.form(), &target.digest, &layout);
         }
         Ok(stage)
     }
@@ -127,7 +126,8 @@ impl Containerd {
         let Chosen { descriptor, manifest, is_named, .. } = self.find_manifest(target).await?;
         manifest::check_config(manifest.config()).map_err(invalid)?;
         let config = self.read_content(manifest.config().digest().as_ref(), CONFIG_LIMIT_BYTES).await?;
-        Layout::new(descriptor.digest().as_ref(), &manifest, &config, &host(), is_named).map_err(invalid)
+        Layout::new(descriptor.digest().as_ref(), &manifest, &config, self.platform().arch(), is_named)
+            .map_err(invalid)
     }
 
     /// Finds this host's manifest in what an image's name stands for. Parts of an index that aren't here are left out:
@@ -140,7 +140,7 @@ impl Containerd {
         let corrupt = |_| invalid(crate::image::ImageError::corrupt("an invalid digest"));
         let digest: Digest = target.digest.parse().map_err(corrupt)?;
         let whole = Descriptor::new(MediaType::from(media_type.as_str()), bytes.len() as u64, digest);
-        let mut search = IndexSearch::from(&whole, &host());
+        let mut search = IndexSearch::from(&whole, self.platform());
         let mut chosen = search.take(bytes, document);
         let mut missing = None;
         loop {
@@ -190,6 +190,7 @@ impl Containerd {
 
 #[cfg(test)]
 mod tests {
+    use oci_spec::image::Arch;
     use serde_json::json;
 
     use super::*;
@@ -197,6 +198,7 @@ mod tests {
 
     #[test]
     fn large_layouts_are_not_cached() {
+        let host = Arch::default();
         let config = json!({
             "mediaType": "application/vnd.oci.image.config.v1+json", "digest": digest_of(b"x"), "size": 2,
         });
@@ -205,10 +207,10 @@ mod tests {
         let large = "x".repeat(KNOWN_BYTES);
         for (own, is_cached) in [(json!({"Labels": {"a": large}}), true), (json!({"Env": [large]}), false)] {
             let config = json!({
-                "os": "linux", "architecture": host().to_string(), "rootfs": {"type": "layers", "diff_ids": []},
+                "os": "linux", "architecture": host.to_string(), "rootfs": {"type": "layers", "diff_ids": []},
                 "config": own, "history": [{"comment": large}],
             });
-            let layout = Layout::new("m", &manifest, config.to_string().as_bytes(), &host(), false).unwrap();
+            let layout = Layout::new("m", &manifest, config.to_string().as_bytes(), &host, false).unwrap();
             let layouts = LayoutCache::default();
             layouts.remember("overlayfs", "t", &Arc::new(layout));
             assert_eq!(layouts.get("overlayfs", "t").is_some(), is_cached);

@@ -29,7 +29,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use oci_spec::image::{Arch, ImageConfiguration};
+use oci_spec::image::ImageConfiguration;
 
 pub(crate) use gc::Stored as StoredImage;
 pub(crate) use limits::PullSettings;
@@ -162,13 +162,17 @@ impl Containerd {
                 LocalImage::Packed(_) | LocalImage::Missing => {}
             }
         }
-        let key =
-            PullKey { name, snapshotter: self.snapshotter().to_owned(), policy, credentials, soft_fail };
+        let key = PullKey { name, form: self.form(), policy, credentials, soft_fail };
         let find_or_pull = |key: PullKey, observers: Arc<Observers>| {
             let (this, reference) = (self.clone(), reference.clone());
             async move { this.find_or_pull(&reference, &key, &observers).await }
         };
         self.shared.images.single_flight.join(key, timeout, Arc::new(observer), find_or_pull).await
+    }
+
+    /// Names the form in which this client wants images: snapshotter and platform.
+    fn form(&self) -> String {
+        format!("{} {}", self.snapshotter(), self.platform())
     }
 
     /// Unpacks the local image, or pulls it. Looks once more, because another pull may have finished just now.
@@ -268,9 +272,4 @@ fn image_of(name: &str, layout: &Layout) -> Image {
         chain_id: layout.chain_id().to_owned(),
         config: layout.config.clone(),
     }
-}
-
-/// Returns the architecture of this host, as images name it.
-fn host() -> Arch {
-    Arch::default()
 }

@@ -15,7 +15,6 @@ use tokio::sync::mpsc;
 
 use super::super::{Containerd, Error, Labels};
 use super::download::Download;
-use super::host;
 use super::lease::{Outcome, PullLease};
 use super::limits::{Answered, PullLimits};
 use super::observers::{Observers, PullEvent};
@@ -139,7 +138,7 @@ impl Pull<'_> {
             None => self.make(&target, bytes, document).await?,
         };
         self.containerd.record_image(self.reference.to_string(), &target, self.lease).await?;
-        images.layouts.remember(self.containerd.snapshotter(), target.digest().as_ref(), &layout);
+        images.layouts.remember(&self.containerd.form(), target.digest().as_ref(), &layout);
         drop(permit);
         Ok(layout)
     }
@@ -169,7 +168,13 @@ impl Pull<'_> {
         let digest = chosen.descriptor.digest().clone();
         let read = |error: ImageError| error.during(format!("read manifest {digest}"));
         let config = self.config(chosen.manifest.config()).await?;
-        let layout = Layout::new(digest.as_ref(), &chosen.manifest, &config, &host(), chosen.is_named);
+        let layout = Layout::new(
+            digest.as_ref(),
+            &chosen.manifest,
+            &config,
+            self.containerd.platform().arch(),
+            chosen.is_named,
+        );
         let layout = layout.map_err(read)?;
         let layout = Arc::new(layout);
         let size_bytes = layout.size_bytes();
@@ -201,7 +206,7 @@ impl Pull<'_> {
 
     /// Finds this host's manifest in the document that the name stands for, and fetches what is on the way.
     async fn choose(&self, target: &Descriptor, bytes: Vec<u8>, document: Document) -> Result<Chosen, Error> {
-        let mut search = IndexSearch::from(target, &host());
+        let mut search = IndexSearch::from(target, self.containerd.platform());
         let mut chosen = search.take(bytes, document);
         loop {
             if let Some(chosen) = chosen {

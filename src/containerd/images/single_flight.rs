@@ -21,7 +21,8 @@ type Outcome = Result<Image, Error>;
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct PullKey {
     pub name: String,
-    pub snapshotter: String,
+    /// Snapshotter and platform.
+    pub form: String,
     pub policy: Policy,
     pub credentials: Option<Credentials>,
     pub soft_fail: bool,
@@ -153,8 +154,8 @@ mod tests {
     const LONG: Duration = Duration::from_secs(600);
 
     fn key() -> PullKey {
-        let (name, snapshotter) = ("a".to_owned(), String::new());
-        PullKey { name, snapshotter, policy: Policy::Missing, credentials: None, soft_fail: false }
+        let (name, form) = ("a".to_owned(), String::new());
+        PullKey { name, form, policy: Policy::Missing, credentials: None, soft_fail: false }
     }
 
     #[tokio::test]

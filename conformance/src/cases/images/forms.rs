@@ -17,6 +17,7 @@ cases!["images":
     an_image_that_was_removed_is_fetched_again,
     a_pull_times_out_for_the_tasks_that_set_a_timeout,
     the_operators_pull_timeout_is_for_tasks_that_set_none,
+    a_job_chooses_the_platform_of_its_image,
 ];
 
 async fn every_form_of_an_image_is_unpacked_with_its_whiteouts(
@@ -137,4 +138,22 @@ async fn the_operators_pull_timeout_is_for_tasks_that_set_none(case: &CaseContex
     started?;
     patient.end(&plugin).await?;
     plugin.shut_down().await
+}
+
+async fn a_job_chooses_the_platform_of_its_image(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let image = case.environment().catalog().busybox(json!({"Cmd": ["/bin/echo", "native"]}))?;
+    image.push(case.environment().registry(), "platforms", "v1", Form::OciIndex)?;
+    let name = case.image("platforms:v1");
+    // What is here for one platform is neither taken for the other, nor lost by its pull.
+    for _ in 0..2 {
+        let task = case.run(plugin, &config! { image = name.clone() }).await?;
+        ensure_eq!(task.stdout(plugin).await?, "native\n");
+        task.destroy(plugin).await?;
+        let other = case.prepare(plugin, &config! { image = name.clone(), arch = "arm64" }).await?;
+        refused(plugin.start_task(other.config.clone()).await, &["/wrong-platform"])?;
+    }
+    let variant = config! { image = name.clone(), arch = "arm64", variant = "v9" };
+    let none = case.prepare(plugin, &variant).await?;
+    refused(plugin.start_task(none.config.clone()).await, &["linux/arm64/v9", "linux/arm64/v8"])?;
+    case.nothing_left()
 }
