@@ -31,8 +31,6 @@ const VOLUMES_LIMIT: usize = 256;
 const PATH_LIMIT_BYTES: usize = 4095;
 /// Maximum number of characters of a path in an error.
 const SHOWN_CHARACTERS: usize = 200;
-/// Places of the kernel's file systems, which no volume hides: `/dev` and `/sys` keep what they have there.
-const KERNELS: [&str; 2] = ["/dev", "/sys"];
 /// Mode of a volume at a path that the image doesn't have, as docker's.
 const MODE: u32 = 0o755;
 
@@ -71,11 +69,14 @@ pub(crate) fn paths(config: &ImageConfiguration) -> Result<Vec<String>, VolumesE
         return Err(VolumesError::TooMany(declared.len()));
     }
     let cleaned = declared.iter().map(|path| clean(path)).collect::<Result<BTreeSet<_>, _>>()?;
-    // A container has the kernel's own there, whatever the image says.
-    let is_kernels = |path: &String| KERNELS.iter().any(|place| Path::new(path).starts_with(place));
-    let mut cleaned: Vec<_> = cleaned.into_iter().filter(|path| !is_kernels(path)).collect();
+    let mut cleaned: Vec<_> = cleaned.into_iter().filter(|path| !is_kernels(Path::new(path))).collect();
     cleaned.sort_by_key(|path| Path::new(path).components().count());
     Ok(cleaned)
+}
+
+/// Returns whether a container has files of the kernel's at a path, which no volume hides whatever the image says.
+fn is_kernels(path: &Path) -> bool {
+    (path.starts_with("/dev") && path != Path::new("/dev/shm")) || path.starts_with("/sys")
 }
 
 fn clean(path: &str) -> Result<String, VolumesError> {
@@ -233,8 +234,7 @@ fn leads_astray(image: &OwnedFd, path: &str) -> io::Result<bool> {
         let Ok(below) = found.strip_prefix(&root) else { return Ok(true) };
         let rest = Path::new(path).strip_prefix(there).unwrap_or(Path::new(""));
         let led_to = Path::new("/").join(below).join(rest);
-        let is_kernels = KERNELS.iter().any(|place| led_to.starts_with(place));
-        return Ok(led_to == Path::new("/") || led_to.starts_with("/proc") || is_kernels);
+        return Ok(led_to == Path::new("/") || led_to.starts_with("/proc") || is_kernels(&led_to));
     }
     Ok(false)
 }
