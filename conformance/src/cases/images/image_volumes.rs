@@ -63,7 +63,7 @@ async fn a_volume_is_filled_from_the_image_and_writable_under_a_read_only_root(
     case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
-    let image = push(case, "database", &["/var/lib/db/"], database)?;
+    let image = push(case, "volumes-database", &["/var/lib/db/"], database)?;
     let script = "cd /var/lib/db; cat link; stat -c %a-%u . first sub; echo more >> first; cat first; touch new; \
                   grep -c ' /var/lib/db ' /proc/self/mountinfo; touch /x 2>/dev/null || echo root is read-only";
     let job = config! { image = image, readonly_rootfs = true };
@@ -73,7 +73,7 @@ async fn a_volume_is_filled_from_the_image_and_writable_under_a_read_only_root(
 }
 
 async fn a_volume_at_a_path_that_no_layer_has_is_made(case: &CaseContext, plugin: &Plugin) -> Result<()> {
-    let image = push(case, "made", &["/none/at/all", "relative", "/../up"], |_| Ok(()))?;
+    let image = push(case, "volumes-made", &["/none/at/all", "relative", "/../up"], |_| Ok(()))?;
     let script = "stat -c %a-%u /none/at/all /relative /up; for at in /none/at/all /relative /up; do \
                   touch $at/x; grep -c \" $at \" /proc/self/mountinfo; done";
     let wanted = "755-0\n755-0\n755-0\n1\n1\n1\n";
@@ -85,7 +85,7 @@ async fn a_volume_at_a_path_that_no_layer_has_is_made(case: &CaseContext, plugin
 }
 
 async fn each_task_has_fresh_volumes_which_end_with_it(case: &CaseContext, plugin: &Plugin) -> Result<()> {
-    let image = push(case, "fresh", &["/var/lib/db", "/var/lib/db/sub"], database)?;
+    let image = push(case, "volumes-fresh", &["/var/lib/db", "/var/lib/db/sub"], database)?;
     let script = "ls /var/lib/db /var/lib/db/sub; echo x > /var/lib/db/mine; echo y > /var/lib/db/sub/mine";
     for _ in 0..2 {
         let listed = output(case, plugin, &config! { image = image }, script).await?;
@@ -101,7 +101,7 @@ async fn a_mount_of_the_jobs_or_of_nomads_takes_the_place_of_a_volume(
     plugin: &Plugin,
 ) -> Result<()> {
     let volumes = ["/var/lib/db", "/local", "/alloc/", "/etc/hosts", "/dev/shm"];
-    let image = push(case, "replaced", &volumes, database)?;
+    let image = push(case, "volumes-replaced", &volumes, database)?;
     let job = config! { image = image, tmpfs = ["/var/lib/db"] };
     let script = "grep ' /var/lib/db ' /proc/self/mountinfo | grep -c ' - tmpfs '; ls /var/lib/db; \
                   grep -q localhost /etc/hosts && echo hosts; test -d /alloc/logs && touch /local/x && echo nomads; \
@@ -111,7 +111,7 @@ async fn a_mount_of_the_jobs_or_of_nomads_takes_the_place_of_a_volume(
 }
 
 async fn volumes_are_ignored_where_the_job_says_so(case: &CaseContext, plugin: &Plugin) -> Result<()> {
-    let image = push(case, "ignored", &["/var/lib/db", "/", "/proc/x"], database)?;
+    let image = push(case, "volumes-ignored", &["/var/lib/db", "/", "/proc/x"], database)?;
     let job = config! { image = image, image_volumes = "ignore" };
     let script = "grep -c ' /var/lib/db ' /proc/self/mountinfo; cat /var/lib/db/first";
     ensure_eq!(output(case, plugin, &job, script).await?, "0\nfrom the image\n");
@@ -121,7 +121,7 @@ async fn volumes_are_ignored_where_the_job_says_so(case: &CaseContext, plugin: &
 }
 
 async fn a_volume_outlives_the_plugin_and_ends_with_the_task(case: &CaseContext) -> Result<()> {
-    let image = push(case, "outlives", &["/var/lib/db"], database)?;
+    let image = push(case, "volumes-outlives", &["/var/lib/db"], database)?;
     let mut plugin = case.plugin().await?;
     let script = "echo x > /var/lib/db/mine; while sleep 1; do :; done";
     let job = config! { image = image, command = "/bin/sh", args = ["-c", script] };
@@ -170,7 +170,7 @@ async fn links_of_a_hostile_image_do_not_lead_a_volume_outside(
         tree.file("real/file", 0o644, b"inside\n")?;
         tree.link("inside", "/real")
     };
-    let image = push(case, "links", &["/absolute", "/up/below", "/inside"], hostile)?;
+    let image = push(case, "volumes-links", &["/absolute", "/up/below", "/inside"], hostile)?;
     let script = "find / -xdev -name secret 2>/dev/null; ls /absolute /up/below; cat /inside/file; \
                   touch /absolute/x /up/below/x /inside/x";
     let listed = output(case, plugin, &config! { image = image }, script).await?;

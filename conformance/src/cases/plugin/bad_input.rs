@@ -77,7 +77,7 @@ async fn an_image_reference_that_is_none_is_refused_by_name(
         "a b",
         "redis:",
         "redis@sha256:abc",
-        "http://x/y",
+        "ftp://x/y",
         &format!("{registry}/x/../y"),
         "/",
         ":",
