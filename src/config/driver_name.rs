@@ -25,10 +25,7 @@ impl DriverName {
     }
 
     pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::ContainerdDriver => "containerd-driver",
-            Self::Docker => "docker",
-        }
+        self.either("containerd-driver", "docker")
     }
 
     pub(crate) fn is_docker(self) -> bool {
@@ -37,34 +34,22 @@ impl DriverName {
 
     /// Returns the namespace in containerd of everything that the driver makes. `ctr -n <namespace>` shows it.
     pub(crate) fn containerd_namespace(self) -> &'static str {
-        match self {
-            Self::ContainerdDriver => "nomad",
-            Self::Docker => "nomad-docker",
-        }
+        self.either("nomad", "nomad-docker")
     }
 
     /// Returns the default of `state_dir`.
     pub(super) fn state_dir(self) -> &'static str {
-        match self {
-            Self::ContainerdDriver => "/run/containerd-driver",
-            Self::Docker => "/run/containerd-driver-docker",
-        }
+        self.either("/run/containerd-driver", "/run/containerd-driver-docker")
     }
 
     /// Returns the default of `bridge_network_name`.
     pub(super) fn bridge(self) -> &'static str {
-        match self {
-            Self::ContainerdDriver => "nomad-tasks",
-            Self::Docker => "nomad-docker",
-        }
+        self.either("nomad-tasks", "nomad-docker")
     }
 
     /// Returns the default of `bridge_network_subnet`: beside that of Nomad's own bridge, 172.26.64.0/20.
     pub(super) fn subnet(self) -> &'static str {
-        match self {
-            Self::ContainerdDriver => "172.26.80.0/20",
-            Self::Docker => "172.26.96.0/20",
-        }
+        self.either("172.26.80.0/20", "172.26.96.0/20")
     }
 
     /// Returns one of two values: that of Nomad's docker driver under its name, else `ours`.

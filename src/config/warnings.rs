@@ -1,5 +1,7 @@
 //! Options that are taken and have no effect here, as those of another driver whose jobs and agents are to run unedited.
 
+use std::fmt;
+
 /// Options without an effect, each with the reason, in the order in which they were decoded.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Warnings(Vec<Warning>);
@@ -28,8 +30,15 @@ impl Warnings {
     }
 
     /// Returns a text for each option: its name, and the reason.
-    pub(crate) fn texts(&self) -> impl Iterator<Item = String> {
+    pub(super) fn texts(&self) -> impl Iterator<Item = String> {
         self.0.iter().map(|Warning { option, why }| format!("{option}: {why}"))
+    }
+}
+
+/// Writes all texts in one line.
+impl fmt::Display for Warnings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.texts().collect::<Vec<_>>().join("; "))
     }
 }
 
@@ -46,5 +55,6 @@ mod tests {
         }
         assert_eq!(warnings.options(), ["labels", "socket"]);
         assert_eq!(warnings.texts().collect::<Vec<_>>(), ["labels: a", "labels: b", "socket: c"]);
+        assert_eq!(warnings.to_string(), "labels: a; labels: b; socket: c");
     }
 }

@@ -19,7 +19,7 @@ use crate::task::{Error, Result, Settings};
 const PLUGIN_API_VERSION: &str = "v0.1.0";
 
 pub(crate) struct Base {
-    name: DriverName,
+    pub(super) name: DriverName,
     settings: watch::Sender<Option<Arc<Settings>>>,
 }
 

@@ -88,7 +88,9 @@ async fn look(settings: Option<&Settings>, tasks: &Tasks) -> Found {
     }
     let mut facts = Facts::of(&settings.config);
     facts.bridge_network = settings.cni.is_ready().await;
-    facts.runtimes = settings.runtimes().await.join(",");
+    if settings.config.name.is_docker() {
+        facts.runtimes = settings.runtimes().await.join(",");
+    }
     if let Err(error) = tasks.claim(settings).held_within(LOCK).await {
         return answer(HealthState::Unhealthy, &error.chain().to_string(), facts);
     }

@@ -9,6 +9,7 @@ mod fingerprint;
 mod reply;
 mod usage;
 
+use std::fmt::Display;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,7 +44,6 @@ pub(crate) struct Driver {
     base: Arc<Base>,
     tasks: Arc<Tasks>,
     agent: Arc<Agent>,
-    name: DriverName,
 }
 
 impl Driver {
@@ -51,7 +51,7 @@ impl Driver {
     pub(crate) fn new(name: DriverName, stop: Arc<Notify>) -> Self {
         let agent = Arc::new(Agent::new());
         let tasks = Arc::new(Tasks::new(Arc::clone(&agent), stop));
-        Self { base: Arc::new(Base::new(name)), tasks, agent, name }
+        Self { base: Arc::new(Base::new(name)), tasks, agent }
     }
 
     /// Returns what is known of the agent, to be updated on each of its calls.
@@ -72,29 +72,21 @@ impl Driver {
     }
 
     /// Returns the plugin's settings once this plugin has the state directory, for a call that changes something there.
-    async fn claimed(&self, limit: Duration, doing: &str, task_id: &str) -> Result<Arc<Settings>> {
+    async fn claimed(&self, limit: Duration, doing: impl Display) -> Result<Arc<Settings>> {
         let settings = self.base.settings()?;
         let claim = self.tasks.claim(&settings);
         let _waiting = self.agent.waits();
-        claim
-            .held_within(limit)
-            .await
-            .map_err(|error| error.context(format_args!("{doing} task {task_id}")))?;
+        claim.held_within(limit).await.map_err(|error| error.context(doing))?;
         Ok(settings)
     }
 
     /// Returns the plugin's settings for a call about a group's network, which Nomad makes where the driver has said
     /// that it makes them.
     async fn of_groups(&self, call: &str, alloc_id: &str) -> Result<Arc<Settings>> {
-        let settings = self.base.settings()?;
-        if !self.name.is_docker() {
+        if !self.base.name.is_docker() {
             return Err(no_networks(call));
         }
-        let claim = self.tasks.claim(&settings);
-        let _waiting = self.agent.waits();
-        let held = claim.held_within(STATE_DIR_WAIT).await;
-        held.map_err(|error| error.context(format_args!("{call} of allocation {alloc_id}")))?;
-        Ok(settings)
+        self.claimed(STATE_DIR_WAIT, format!("{call} of allocation {alloc_id}")).await
     }
 }
 
@@ -125,7 +117,7 @@ impl pb::driver_server::Driver for Driver {
         // The agent calls this on launches that it has not configured, too.
         let settings = self.base.settings();
         let without_nomad = settings.is_ok_and(|settings| settings.config.log_collection.excludes_nomad());
-        let capabilities = reply::capabilities(without_nomad, self.name);
+        let capabilities = reply::capabilities(without_nomad, self.base.name);
         Ok(Response::new(pb::CapabilitiesResponse { capabilities: Some(capabilities) }))
     }
 
@@ -133,7 +125,7 @@ impl pb::driver_server::Driver for Driver {
         let settings = self.base.subscribe();
         self.tasks.sweep_for(settings.clone());
         let (tasks, listening) = (Arc::clone(&self.tasks), self.agent.listens());
-        let stream = fingerprint::stream(self.name, settings, tasks).map(move |fingerprint| {
+        let stream = fingerprint::stream(self.base.name, settings, tasks).map(move |fingerprint| {
             let _ = &listening;
             Ok(fingerprint)
         });
@@ -142,7 +134,7 @@ impl pb::driver_server::Driver for Driver {
 
     async fn start_task(&self, request: Request<pb::StartTaskRequest>) -> Answer<pb::StartTaskResponse> {
         let config = request.into_inner().task.ok_or_else(|| reply::missing("task"))?;
-        let claimed = self.claimed(STATE_DIR_WAIT, "start", &config.id).await;
+        let claimed = self.claimed(STATE_DIR_WAIT, format!("start task {}", config.id)).await;
         let settings = claimed.map_err(reply::start_status)?;
         let started = self.tasks.start(settings, config.clone()).await.map_err(reply::start_status)?;
         Ok(Response::new(reply::started(config, started)))
@@ -155,7 +147,7 @@ impl pb::driver_server::Driver for Driver {
         let handle = request.into_inner().handle.ok_or_else(|| reply::missing("handle"))?;
         let config = handle.config.ok_or_else(|| reply::missing("handle.config"))?;
         self.agent.recovers();
-        let claimed = self.claimed(RECOVERY_STATE_DIR_WAIT, "recover", &config.id).await;
+        let claimed = self.claimed(RECOVERY_STATE_DIR_WAIT, format!("recover task {}", config.id)).await;
         let settings = claimed.map_err(reply::status)?;
         let recovered = self.tasks.recover(settings, &config, &handle.driver_state).await;
         self.agent.recovers();
@@ -174,7 +166,9 @@ impl pb::driver_server::Driver for Driver {
         let timeout =
             request.timeout.and_then(|t| Duration::try_from(t).ok()).unwrap_or(DEFAULT_KILL_TIMEOUT);
         // A task that isn't here has stopped, unless another plugin has it.
-        self.claimed(STATE_DIR_WAIT, "stop", &request.task_id).await.map_err(reply::status)?;
+        self.claimed(STATE_DIR_WAIT, format!("stop task {}", request.task_id))
+            .await
+            .map_err(reply::status)?;
         self.tasks.stop(&request.task_id, &request.signal, timeout).await.map_err(reply::status)?;
         Ok(Response::new(pb::StopTaskResponse {}))
     }
@@ -184,7 +178,7 @@ impl pb::driver_server::Driver for Driver {
         request: Request<pb::DestroyTaskRequest>,
     ) -> Answer<pb::DestroyTaskResponse> {
         let request = request.into_inner();
-        let claimed = self.claimed(STATE_DIR_WAIT, "destroy", &request.task_id).await;
+        let claimed = self.claimed(STATE_DIR_WAIT, format!("destroy task {}", request.task_id)).await;
         let settings = claimed.map_err(reply::status)?;
         self.tasks.destroy(settings, &request.task_id, request.force).await.map_err(reply::status)?;
         Ok(Response::new(pb::DestroyTaskResponse {}))

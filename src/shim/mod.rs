@@ -36,6 +36,7 @@ use family::GVISOR_OPTIONS_TYPE;
 pub(crate) use io::{DEV_NULL, ExecEnds, ExecPipes, HeldPipes, LogPaths, StdinPipe, wait_drained};
 pub(crate) use launch::Launcher;
 pub(crate) use options::CreateOptions;
+pub(crate) use processes::blocking as look_at_processes;
 pub(crate) use runtime::{find_shim, require_program, sets_oom_scores};
 pub(crate) use runtime_log::with_runtime_reason;
 pub(crate) use staged_mounts::StagedMount;

@@ -187,7 +187,7 @@ fn is_short_lived(command_line: &[u8]) -> bool {
 }
 
 /// Runs a look at processes or files on a thread of its own, which may get stuck; gives up after [`SCAN_TIMEOUT`].
-pub(super) async fn blocking<T: Send + 'static>(look: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+pub(crate) async fn blocking<T: Send + 'static>(look: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
     let looked = tokio::time::timeout(SCAN_TIMEOUT, tokio::task::spawn_blocking(look)).await;
     looked.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?.map_err(io::Error::other)
 }

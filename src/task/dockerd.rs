@@ -15,7 +15,6 @@ use std::io::{self, Read as _};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use nomad_proto::driver as pb;
 use serde::Deserialize;
@@ -23,6 +22,7 @@ use tokio::sync::OnceCell;
 
 use super::error::{Error, Result};
 use crate::config::DriverName;
+use crate::shim;
 use crate::sys::{host_path, procfs};
 
 /// Prefix of the name of every shim's binary.
@@ -35,8 +35,6 @@ const ID_DIGITS: usize = 64;
 const SHOWN_DIGITS: usize = 12;
 /// Maximum size of a specification that is read.
 const SPEC_LIMIT_BYTES: u64 = 8 * 1024 * 1024;
-/// Timeout of a look at the processes: a read of a command line blocks while its process is stuck.
-const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Part of the driver state of Nomad's own docker driver.
 #[derive(Deserialize)]
@@ -116,15 +114,8 @@ impl DockerdContainers {
 
 /// Looks for the containers of dockerd's.
 async fn look() -> Result<Vec<DockerdContainer>> {
-    let doing = "look for containers of dockerd's";
-    // Not within the bound of other blocking work: the thread may be stuck with a process for good.
-    let looking = tokio::time::timeout(LOOK_TIMEOUT, tokio::task::spawn_blocking(running));
-    let found = looking.await.map_err(|_| {
-        Error::transient(format!("a process did not let its arguments be read for {LOOK_TIMEOUT:?}"))
-            .context(doing)
-    })?;
-    let found = found.map_err(io::Error::other).flatten();
-    found.map_err(|error| Error::transient(error).context(doing))
+    let found = shim::look_at_processes(running).await.flatten();
+    found.map_err(|error| Error::transient(error).context("look for containers of dockerd's"))
 }
 
 /// Returns the containers of dockerd's. Blocking: not for an async thread.

@@ -122,8 +122,7 @@ impl TaskEvents {
         if warnings.is_empty() {
             return;
         }
-        let texts: Vec<_> = warnings.texts().collect();
-        let message = format!("Options without an effect under this driver: {}", texts.join("; "));
+        let message = format!("Options without an effect under this driver: {warnings}");
         self.tell(message, &[("options", warnings.options().join(", "))]);
     }
 

@@ -133,8 +133,7 @@ pub(super) async fn find_programs(runtime: String, program: Option<String>) -> R
 /// Warns, in one line of the log, of options of the plugin's that have no effect.
 fn warn_of_options_without_effect(config: &PluginConfig) {
     if !config.warnings.is_empty() {
-        let texts: Vec<_> = config.warnings.texts().collect();
-        tracing::warn!("plugin options without an effect under this driver: {}", texts.join("; "));
+        tracing::warn!("plugin options without an effect under this driver: {}", config.warnings);
     }
 }
 

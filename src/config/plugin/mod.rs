@@ -250,9 +250,7 @@ impl PluginConfig {
             warnings: other_drivers.decode(),
         }))
     }
-}
 
-impl PluginConfig {
     /// Returns the names of the runtimes that tasks may have, sorted.
     pub(crate) fn runtimes(&self) -> Vec<&str> {
         let mut names = self.allow_runtimes.names();

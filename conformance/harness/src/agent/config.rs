@@ -10,6 +10,18 @@ use crate::fixture::network::Bridge;
 use crate::fixture::registry::free_port;
 use crate::leaks::report::DOCKERS_STATE;
 
+/// Options of docker's driver, whoever answers as it, by which jobs may have what they ask for.
+const OPEN_GATES: &str = r#"    allow_privileged = true
+    volumes {
+      enabled = true
+    }
+    gc {
+      dangling_containers {
+        creation_grace = "1h"
+      }
+    }
+"#;
+
 pub(crate) const LOOPBACK: &str = "127.0.0.1";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -313,16 +325,7 @@ plugin "docker" {{
     bridge_network_name   = "{bridge}"
     bridge_network_subnet = "{subnet}"
 
-    allow_privileged = true
-    volumes {{
-      enabled = true
-    }}
-    gc {{
-      dangling_containers {{
-        creation_grace = "1h"
-      }}
-    }}
-    {more}
+{OPEN_GATES}    {more}
   }}
 }}
 "#,
@@ -347,16 +350,7 @@ plugin "docker" {{
   config {{
     endpoint = "unix://{socket}"
 
-    allow_privileged = true
-    volumes {{
-      enabled = true
-    }}
-    gc {{
-      dangling_containers {{
-        creation_grace = "1h"
-      }}
-    }}
-    {more}
+{OPEN_GATES}    {more}
   }}
 }}
 "#,

@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::config;
 use crate::environment::TestEnvironment;
 use crate::fixture::Programs;
+use crate::fixture::network::Bridge;
 use crate::host::cgroup::TaskCgroup;
 use crate::host::stderr::{self, Lines};
 use crate::host::{Alloc, Launch, Plugin, hcl};
@@ -129,7 +130,11 @@ impl CaseContext {
 
     /// Returns the options of the plugin block of `docker`: only those that keep it within the test environment.
     pub fn docker_options(&self) -> Value {
-        let bridge = self.environment.networks().docker();
+        self.options_within(&self.environment.networks().docker(), &self.docker_state_dir())
+    }
+
+    /// Returns the options that keep a plugin with this bridge and state directory within the test environment.
+    fn options_within(&self, bridge: &Bridge, state_dir: &Path) -> Value {
         let programs = self.programs();
         config! {
             bridge_network_name = bridge.name,
@@ -138,7 +143,8 @@ impl CaseContext {
             oci_runtime = programs.oci_runtime(),
             cni_path = programs.cni_path(),
             containerd_socket = self.environment.containerd().socket().display().to_string(),
-            state_dir = self.docker_state_dir().display().to_string(),
+            state_dir = state_dir.display().to_string(),
+            // The machine's own registry configuration must not affect a case.
             registry_config_dir = "",
         }
     }
@@ -158,22 +164,11 @@ impl CaseContext {
 
     /// Returns the options of the plugin block. A case changes what it tests.
     pub fn options(&self) -> Value {
-        let bridge = self.environment.networks().tasks();
-        let programs = self.programs();
-        config! {
-            bridge_network_name = bridge.name,
-            bridge_network_subnet = bridge.subnet,
-            containerd_runtime = programs.shim_runtime(),
-            oci_runtime = programs.oci_runtime(),
-            cni_path = programs.cni_path(),
-            containerd_socket = self.environment.containerd().socket().display().to_string(),
-            state_dir = self.state_dir().display().to_string(),
-            // The machine's own registry configuration must not affect a case.
-            registry_config_dir = "",
-            allowed_modes = serde_json::json!({
-                "pid": ["host"], "ipc": ["host"], "uts": ["host"], "cgroupns": ["host"], "userns": ["host"],
-            }),
-        }
+        let mut options = self.options_within(&self.environment.networks().tasks(), &self.state_dir());
+        options["allowed_modes"] = serde_json::json!({
+            "pid": ["host"], "ipc": ["host"], "uts": ["host"], "cgroupns": ["host"], "userns": ["host"],
+        });
+        options
     }
 
     /// Returns [`Self::options`] with a `runtime_options` entry, by which an operator declares that a runtime of
