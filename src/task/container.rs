@@ -1,6 +1,7 @@
 //! Handles to a container's parts, by the container's id: its bundle, the launcher of its shim, containerd, CNI.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use sha2::{Digest, Sha256};
@@ -28,6 +29,9 @@ pub(super) struct ContainerHandles {
     pub(super) ending: Arc<tokio::sync::Mutex<()>>,
     /// Facts from the handle of the task that runs here, for restoring its bundle; `None` where no task runs.
     pub(super) known: Arc<Mutex<Option<RestoreFacts>>>,
+    /// Whether the driver has killed the container's first process while it was running. Then its exit status is known,
+    /// even if neither the shim nor the kernel reports it.
+    pub(super) was_killed: Arc<AtomicBool>,
 }
 
 /// The part of a task's handle that its end needs.
@@ -58,6 +62,7 @@ impl ContainerHandles {
             cni: Arc::clone(&settings.cni),
             ending: Arc::default(),
             known: Arc::default(),
+            was_killed: Arc::default(),
         }
     }
 

@@ -1,6 +1,7 @@
 //! Signals to a task, and its stop: the stop signal, the kill timeout, then SIGKILL.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -100,10 +101,19 @@ impl Task {
     /// # Errors
     /// When not even SIGKILL ends it.
     pub(super) async fn kill_all(&self) -> Result<()> {
-        let is_alone = self.container.kill_group().await.unwrap_or_else(|error| {
-            tracing::warn!(task = self.id(), %error, "not all of its processes have exited yet");
-            true
-        });
+        let init = self.driver_state.init;
+        // On a thread that no file system can keep from a kill.
+        let was_running = tokio::task::spawn_blocking(move || init.is_alive()).await.unwrap_or(false);
+        let is_alone = match self.container.kill_group().await {
+            Ok(is_alone) => {
+                self.container.was_killed.fetch_or(was_running && is_alone, Ordering::Release);
+                is_alone
+            }
+            Err(error) => {
+                tracing::warn!(task = self.id(), %error, "not all of its processes have exited yet");
+                true
+            }
+        };
         if self.ends_within(SHIM_TELLS).await {
             return Ok(());
         }

@@ -10,6 +10,7 @@ use std::future::Future;
 use std::os::unix::process::ExitStatusExt;
 use std::pin::{Pin, pin};
 use std::process::ExitStatus;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::sys::signal::Signal;
@@ -91,7 +92,7 @@ async fn follow(supervision: Supervision) -> Exit {
     let began = SystemTime::now();
     let mut oom = OomWatch::begin(&driver_state.cgroup, oom_kills);
     let mut last_kill = None;
-    let end = ProcessEnd { init: init.as_ref(), had_exited };
+    let end = ProcessEnd { init: init.as_ref(), had_exited, was_killed: Some(&container.was_killed) };
     let mut report = pin!(await_exit(&driver_state, &container, end, &connection, waiting));
     let report = loop {
         tokio::select! {
@@ -115,7 +116,7 @@ async fn follow(supervision: Supervision) -> Exit {
         ExitReport::Answer(Err(error)) => without_shim(&container, init.as_ref(), &error).await,
         ExitReport::Unheard(at) => {
             tracing::warn!(container = container.id, "the task has exited, but its shim does not report it");
-            by_kernel(init.as_ref().and_then(Init::exit_status), at)
+            by_kernel(end.exit_status(), at)
         }
     };
     let kills = Kills {
@@ -227,6 +228,8 @@ struct ProcessEnd<'a> {
     init: Option<&'a Init>,
     /// Whether the process is known to have exited before anybody could hold it.
     had_exited: bool,
+    /// Whether the driver has killed it while it was running.
+    was_killed: Option<&'a AtomicBool>,
 }
 
 impl ProcessEnd<'_> {
@@ -238,6 +241,14 @@ impl ProcessEnd<'_> {
             None => std::future::pending().await,
         }
     }
+
+    /// Returns the exit status without the shim: the kernel's, or else SIGKILL's where the driver has killed the process.
+    /// Kernels before Linux 6.15 forget a status as soon as the shim has reaped the process.
+    fn exit_status(self) -> Option<ExitStatus> {
+        let was_killed = || self.was_killed.is_some_and(|was_killed| was_killed.load(Ordering::Acquire));
+        let by_kernel = self.init.and_then(Init::exit_status);
+        by_kernel.or_else(|| was_killed().then(|| ExitStatus::from_raw(Signal::SIGKILL as i32)))
+    }
 }
 
 /// Completes when the kernel has reported the exit of the task, or of an exec, and the shim has not done so for too
@@ -246,7 +257,7 @@ async fn report_overdue(connection: &Connection, exec_id: &str, end: ProcessEnd<
     end.come().await;
     let at = SystemTime::now();
     tokio::time::sleep(SHIM_EXIT_GRACE).await;
-    let is_known = end.init.and_then(Init::exit_status).is_some();
+    let is_known = end.exit_status().is_some();
     let limit = if is_known { RETRIED_WAIT_TIMEOUT } else { LAST_RESORT_WAIT_TIMEOUT };
     let asking = async {
         loop {
@@ -272,7 +283,7 @@ pub(super) fn backed(
     process: Init,
 ) -> PendingWait {
     Box::pin(async move {
-        let end = ProcessEnd { init: Some(&process), had_exited: false };
+        let end = ProcessEnd { init: Some(&process), had_exited: false, was_killed: None };
         let report = tokio::select! {
             answer = waiting => return answer,
             report = report_overdue(&connection, &exec_id, end) => report,
@@ -468,7 +479,9 @@ mod tests {
         let nowhere =
             shim_protos::Bootstrap { version: shim_protos::ApiVersion::V2, socket: "/nowhere.sock".into() };
         let connection = Connection::deferred(&nowhere, "x");
-        let overdue = |had_exited| report_overdue(&connection, "", ProcessEnd { init: None, had_exited });
+        let overdue = |had_exited| {
+            report_overdue(&connection, "", ProcessEnd { init: None, had_exited, was_killed: None })
+        };
         let limit = SHIM_EXIT_GRACE + LAST_RESORT_WAIT_TIMEOUT + Duration::from_secs(10);
         let began = tokio::time::Instant::now();
         let report = tokio::time::timeout(limit, overdue(true)).await.unwrap();
@@ -476,6 +489,22 @@ mod tests {
         assert!(began.elapsed() > LAST_RESORT_WAIT_TIMEOUT, "a broken connection ends the search too early");
         let never = tokio::time::timeout(Duration::from_millis(100), overdue(false)).await;
         assert!(never.is_err(), "nobody knows whether it runs");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_killed_task_whose_shim_is_busy_is_reported_soon_as_killed() {
+        let nowhere =
+            shim_protos::Bootstrap { version: shim_protos::ApiVersion::V2, socket: "/nowhere.sock".into() };
+        let was_killed = AtomicBool::new(true);
+        let end = ProcessEnd { init: None, had_exited: true, was_killed: Some(&was_killed) };
+        let began = tokio::time::Instant::now();
+        let report = report_overdue(&Connection::deferred(&nowhere, "x"), "", end).await;
+        let ExitReport::Unheard(at) = report else { panic!("nobody answers") };
+        assert!(began.elapsed() <= SHIM_EXIT_GRACE + RETRIED_WAIT_TIMEOUT, "{:?}", began.elapsed());
+        let exit = by_kernel(end.exit_status(), at);
+        assert_eq!((exit.code, exit.signal, exit.error), (137, 9, None));
+        was_killed.store(false, Ordering::Relaxed);
+        assert_eq!(end.exit_status(), None);
     }
 
     fn broken() -> shim::Error {
