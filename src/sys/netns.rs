@@ -16,7 +16,7 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -32,6 +32,7 @@ use nix::sys::statfs::{NSFS_MAGIC, statfs};
 use tokio::sync::oneshot;
 
 use crate::sys::mount_table;
+use crate::sys::procfs::is_of_no_process;
 
 /// Maximum time for the kernel: it creates and removes namespaces one at a time, and removes many slowly.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -120,6 +121,30 @@ fn unbind(path: &Path) -> Result<(), NetnsError> {
 /// Returns true if a namespace is bound to `path`.
 pub(crate) fn is_bound(path: &Path) -> bool {
     statfs(path).is_ok_and(|found| found.filesystem_type() == NSFS_MAGIC)
+}
+
+/// Returns true if a process is in the namespace at `path`. Blocks for as long as all processes take to look at.
+///
+/// # Errors
+/// If none is found, and a process or the namespace can't be looked at.
+pub(crate) fn has_process(path: &Path) -> io::Result<bool> {
+    let number = |path: &Path| fs::metadata(path).map(|found| (found.dev(), found.ino()));
+    let namespace = number(path)?;
+    let mut unseen = None;
+    for entry in fs::read_dir("/proc")? {
+        let entry = entry?;
+        let is_process = entry.file_name().to_str().is_some_and(|name| name.parse::<u32>().is_ok());
+        if !is_process {
+            continue;
+        }
+        match number(&entry.path().join("ns/net")) {
+            Ok(other) if other == namespace => return Ok(true),
+            Ok(_) => {}
+            Err(error) if is_of_no_process(&error) => {}
+            Err(error) => unseen = Some(error),
+        }
+    }
+    unseen.map_or(Ok(false), Err)
 }
 
 /// Returns the addresses by which others reach a namespace, IPv4 first.
@@ -304,6 +329,7 @@ mod tests {
         match create(&path).await {
             Ok(()) => {
                 assert!(is_bound(&path));
+                assert!(!has_process(&path).unwrap());
                 assert!(addresses(&path).await.unwrap().is_empty());
                 assert!(gateways(&path).await.unwrap().is_empty());
                 assert!(create(&path).await.is_err(), "one was made over another");
@@ -334,6 +360,12 @@ mod tests {
         }
         let error = addresses(&path).await.unwrap_err().to_string();
         assert!(error.contains("one"), "{error}");
+    }
+
+    #[test]
+    fn a_namespace_has_the_processes_that_are_in_it() {
+        assert!(has_process(Path::new("/proc/self/ns/net")).unwrap());
+        assert!(has_process(Path::new("/nowhere")).is_err());
     }
 
     #[test]

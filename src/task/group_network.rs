@@ -4,14 +4,15 @@
 //!
 //! Source of the facts: hashicorp/nomad `client/allocrunner/network_hook.go`, `drivers/docker/network.go`.
 
+use std::collections::HashSet;
 use std::fs::{self, DirBuilder};
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::error::{Error, Result};
-use super::{Settings, Tasks};
+use super::{Settings, Slot, Tasks};
 use crate::sys::error_chain::Chained;
 use crate::sys::{blocking, netns};
 
@@ -30,6 +31,67 @@ pub(crate) struct GroupNetwork {
     pub created: bool,
 }
 
+/// What this plugin knows of the networks of groups.
+#[derive(Default)]
+pub(super) struct GroupNetworks {
+    /// Mutex of what is done to the namespaces.
+    turn: tokio::sync::Mutex<()>,
+    known: Mutex<Known>,
+}
+
+/// What the agent has said since the plugin's launch, by the allocation's id.
+#[derive(Debug, Default)]
+struct Known {
+    /// Allocations that live: their network was asked for, or a task of theirs was started or recovered.
+    claimed: HashSet<String>,
+    /// Allocations whose network was to be removed, and may still be there.
+    doomed: HashSet<String>,
+}
+
+impl GroupNetworks {
+    /// Records that the agent starts or recovers a task of an allocation.
+    pub(super) fn has_task(&self, alloc_id: &str) {
+        self.known().claimed.insert(alloc_id.to_owned());
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Known {
+    fn wanted(&mut self, alloc_id: &str) {
+        self.doomed.remove(alloc_id);
+        self.claimed.insert(alloc_id.to_owned());
+    }
+
+    fn unwanted(&mut self, alloc_id: &str) {
+        self.claimed.remove(alloc_id);
+        self.doomed.insert(alloc_id.to_owned());
+    }
+
+    /// Forgets the claims of allocations without a network, and returns those whose network is yet to be removed.
+    fn at_sweep(&mut self, there: &[Found]) -> Vec<String> {
+        let has_network = |id: &String| there.iter().any(|found| found.alloc_id() == Some(id.as_str()));
+        self.claimed.retain(has_network);
+        self.doomed.iter().cloned().collect()
+    }
+}
+
+/// A file in the directory of the groups' networks.
+#[derive(Debug, PartialEq, Eq)]
+struct Found {
+    path: PathBuf,
+    /// Whether a namespace is bound to it.
+    is_bound: bool,
+}
+
+impl Found {
+    fn alloc_id(&self) -> Option<&str> {
+        self.path.file_name()?.to_str()
+    }
+}
+
 impl Tasks {
     /// Creates the network namespace of an allocation's group, or finds the one that it has.
     ///
@@ -45,7 +107,9 @@ impl Tasks {
             check_hostname(hostname)?;
         }
         let (directory, path) = place(&settings.config.state_dir, alloc_id)?;
+        let (groups, alloc_id) = (Arc::clone(&self.group_networks), alloc_id.to_owned());
         let create = async move {
+            groups.known().wanted(&alloc_id);
             let bound = path.clone();
             if blocking::run(move || netns::is_bound(&bound)).await {
                 return Ok(GroupNetwork { path, created: false });
@@ -62,11 +126,14 @@ impl Tasks {
     /// Removes the network namespace of an allocation's group. If it has none, there is nothing to do.
     ///
     /// # Errors
-    /// Names what can't be removed.
+    /// Names what can't be removed. The sweeper tries that again.
     pub(crate) async fn destroy_group_network(&self, settings: &Settings, alloc_id: &str) -> Result<()> {
         let (directory, path) = place(&settings.config.state_dir, alloc_id)?;
+        let (groups, alloc_id) = (Arc::clone(&self.group_networks), alloc_id.to_owned());
         let destroy = async move {
+            groups.known().unwanted(&alloc_id);
             netns::remove(&path).await?;
+            groups.known().doomed.remove(&alloc_id);
             // It stays as long as another group has its network there.
             let _ = blocking::run(move || fs::remove_dir(directory)).await;
             Ok(())
@@ -74,20 +141,84 @@ impl Tasks {
         self.alone(destroy).await
     }
 
-    /// Removes files of namespaces that are not there: what a plugin has left that was killed as it made or removed one.
+    /// Removes what no call comes back for: files of namespaces that are not there, which a plugin has left that was
+    /// killed as it made or removed one, and namespaces whose removal was asked for and has failed.
     pub(super) async fn sweep_group_networks(&self, settings: &Settings) {
         let directory = settings.config.state_dir.join(DIRECTORY);
+        let groups = Arc::clone(&self.group_networks);
         let sweep = async move {
-            let listed = directory.clone();
-            for path in blocking::run(move || without_namespace(&listed)).await {
-                netns::remove(&path).await?;
+            let there = list_without_blocking(&directory).await?;
+            let doomed = groups.known().at_sweep(&there);
+            for found in there.iter().filter(|found| !found.is_bound) {
+                netns::remove(&found.path).await?;
+            }
+            for alloc_id in doomed {
+                netns::remove(&directory.join(&alloc_id)).await?;
+                groups.known().doomed.remove(&alloc_id);
+                tracing::info!(
+                    alloc = alloc_id,
+                    "removed the network of a group that could not be removed before"
+                );
             }
             let _ = blocking::run(move || fs::remove_dir(directory)).await;
             Ok(())
         };
         if let Err(error) = self.alone(sweep).await {
-            tracing::debug!(error = %error.chain(), "can't remove the file of a group's network yet");
+            tracing::debug!(error = %error.chain(), "can't remove the network of a group yet");
         }
+    }
+
+    /// Removes namespaces of groups that the agent has not named since the plugin's launch, and in which no process is:
+    /// the allocation ended while there was no plugin, or the agent has lost its state. The caller knows that the agent
+    /// had the time to name them.
+    pub(super) async fn reap_group_networks(self: &Arc<Self>, settings: &Settings) {
+        let directory = settings.config.state_dir.join(DIRECTORY);
+        let dry_run = settings.config.gc.dangling_containers.dry_run;
+        let tasks = Arc::clone(self);
+        let reap = async move {
+            for Found { path, is_bound } in list_without_blocking(&directory).await? {
+                let alloc_id = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+                if !is_bound || tasks.lives(&alloc_id) {
+                    continue;
+                }
+                let at = path.clone();
+                match blocking::run(move || netns::has_process(&at)).await {
+                    // A task of the allocation may have been recovered during the look.
+                    Ok(false) if !tasks.lives(&alloc_id) => {}
+                    Ok(_) => continue,
+                    Err(error) => {
+                        tracing::debug!(alloc = alloc_id, %error, "can't see who uses the network of the group");
+                        continue;
+                    }
+                }
+                if dry_run {
+                    tracing::warn!(
+                        alloc = alloc_id,
+                        "Nomad does not know this group's network; leaving it (dry_run)"
+                    );
+                    continue;
+                }
+                tracing::warn!(alloc = alloc_id, "Nomad does not know this group's network; removing it");
+                netns::remove(&path).await?;
+            }
+            let _ = blocking::run(move || fs::remove_dir(directory)).await;
+            Ok(())
+        };
+        if let Err(error) = self.alone(reap).await {
+            tracing::warn!(error = %error.chain(), "can't remove the network of a group yet");
+        }
+    }
+
+    /// Returns whether the agent has named the allocation since the plugin's launch.
+    fn lives(&self, alloc_id: &str) -> bool {
+        let is_of = |slot: &Slot| match slot {
+            Slot::Starting(starting) => starting.identity.alloc_id == alloc_id,
+            Slot::Active(task) => task.identity.alloc_id == alloc_id,
+            Slot::Removing => false,
+        };
+        // One lock after the other: a start takes them in the other order.
+        let is_claimed = self.group_networks.known().claimed.contains(alloc_id);
+        is_claimed || self.lock().values().any(is_of)
     }
 
     /// Does one thing at a time to the namespaces of groups. It is carried through, whether or not anybody waits for it.
@@ -95,9 +226,9 @@ impl Tasks {
         &self,
         work: impl Future<Output = Result<T>> + Send + 'static,
     ) -> Result<T> {
-        let mutex = Arc::clone(&self.group_networks);
+        let groups = Arc::clone(&self.group_networks);
         let work = async move {
-            let _guard = mutex.lock().await;
+            let _guard = groups.turn.lock().await;
             work.await
         };
         tokio::spawn(work).await.map_err(Error::failed)?
@@ -120,10 +251,23 @@ fn place(state_dir: &Path, alloc_id: &str) -> Result<(PathBuf, PathBuf)> {
     Ok((directory, path))
 }
 
-/// Returns the files in the directory to which no namespace is bound.
-fn without_namespace(directory: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-    entries.map(|entry| entry.path()).filter(|path| !netns::is_bound(path)).collect()
+async fn list_without_blocking(directory: &Path) -> Result<Vec<Found>> {
+    let listed = directory.to_owned();
+    let there = blocking::run(move || list(&listed)).await;
+    there.map_err(|error| Error::system(format_args!("list the directory {}", directory.display()), error))
+}
+
+/// Returns the files in the directory, which need not be there.
+fn list(directory: &Path) -> io::Result<Vec<Found>> {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let look = |entry: io::Result<fs::DirEntry>| -> io::Result<Found> {
+        let path = entry?.path();
+        Ok(Found { is_bound: netns::is_bound(&path), path })
+    };
+    entries.map(look).collect()
 }
 
 fn make_directory(directory: &Path) -> Result<()> {
@@ -182,12 +326,30 @@ mod tests {
     fn files_without_a_namespace_are_found_in_the_directory() {
         let state_dir = tempfile::tempdir().unwrap();
         let directory = state_dir.path().join(DIRECTORY);
-        assert!(without_namespace(&directory).is_empty());
+        assert_eq!(list(&directory).unwrap(), []);
         make_directory(&directory).unwrap();
         make_directory(&directory).unwrap();
         fs::create_dir(directory.join("a")).unwrap();
-        assert_eq!(without_namespace(&directory), [directory.join("a")]);
+        let found = Found { path: directory.join("a"), is_bound: false };
+        assert_eq!(found.alloc_id(), Some("a"));
+        assert_eq!(list(&directory).unwrap(), [found]);
+        assert!(list(Path::new("/dev/null")).is_err(), "a list that can't be read is not an empty one");
         let error = make_directory(&directory.join("b").join("c")).unwrap_err();
         assert!(error.to_string().contains("make the directory"), "{error}");
+    }
+
+    #[test]
+    fn a_removal_that_has_failed_is_tried_until_the_network_is_gone_or_wanted_again() {
+        let found = |id: &str| Found { path: Path::new("/s/groups").join(id), is_bound: true };
+        let groups = GroupNetworks::default();
+        groups.known().wanted("a");
+        groups.has_task("b");
+        groups.has_task("without-network");
+        groups.known().unwanted("a");
+        assert_eq!(groups.known().at_sweep(&[found("a"), found("b")]), ["a"]);
+        assert_eq!(groups.known().claimed, HashSet::from(["b".to_owned()]));
+        groups.known().wanted("a");
+        assert!(groups.known().at_sweep(&[found("a"), found("b")]).is_empty());
+        assert!(groups.known().claimed.contains("a"));
     }
 }

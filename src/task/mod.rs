@@ -68,6 +68,7 @@ pub(crate) use events::TaskEvent;
 use events::{EventBus, TaskEvents};
 pub(crate) use exec::{Exec, ExecOutput, ExecRefused, Output, Stdin, Terminal, TerminalSize};
 pub(crate) use group_network::GroupNetwork;
+use group_network::GroupNetworks;
 pub(crate) use network::DriverNetwork;
 pub(crate) use settings::Settings;
 use settings::find_programs;
@@ -182,8 +183,7 @@ pub(crate) struct Tasks {
     log_writers: OnceCell<WriterPool>,
     accounts: user::AccountCache,
     dockerd_containers: DockerdContainers,
-    /// Mutex of what is done to the network namespaces of groups.
-    group_networks: Arc<tokio::sync::Mutex<()>>,
+    group_networks: Arc<GroupNetworks>,
 }
 
 impl Tasks {
@@ -270,6 +270,7 @@ impl Tasks {
             order: self.orders.fetch_add(1, Ordering::Relaxed),
         };
         slots.insert(container_id.to_owned(), Slot::Starting(starting.clone()));
+        self.group_networks.has_task(&identity.alloc_id);
         Ok(Some(Reservation { tasks: Arc::clone(self), container_id: container_id.to_owned(), starting }))
     }
 

@@ -1,4 +1,5 @@
-//! Takes down orphans: containers that run and that Nomad does not know of. The plugin, or the agent, died between a
+//! Takes down orphans: containers that run and that Nomad does not know of, and then the networks of groups that it does
+//! not know. The plugin, or the agent, died between a
 //! task's start and the moment when the agent had written down its handle, or the agent has lost its state.
 //!
 //! An orphan looks like any task which the agent has yet to recover. So a container is left alone until it is older
@@ -99,6 +100,10 @@ impl Tasks {
             if let Err(error) = container.tear_down().await {
                 tracing::warn!(container = id, error = %error.chain(), "the rest of it is removed later");
             }
+        }
+        // After the containers: their processes are in these networks.
+        if self.is_settled(grace) {
+            self.reap_group_networks(settings).await;
         }
     }
 }

@@ -2,21 +2,24 @@
 //! name.
 
 use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use harness::context::CaseContext;
 use harness::fixture::registry::free_port;
 use harness::host::Plugin;
 use harness::task::{LIMIT, Task};
 use nomad_proto::driver as pb;
 use serde_json::{Value, json};
+use tokio::process::Command;
 use tonic::Status;
 
 use crate::cases::support::group_network::GroupNetwork;
 use crate::cases::support::web_server::{
     PORT, SERVE, beside, fetch_hostname, network_override, offer, port, server, serving, with,
 };
-use crate::cases::support::{cases, ensure_eq, is_recoverable, refused};
+use crate::cases::support::{cases, ensure_eq, is_recoverable, refused, until};
 
 cases!["networks of docker":
     a_task_without_a_network_is_on_the_bridge,
@@ -25,6 +28,7 @@ cases!["networks of docker":
     a_tasks_mode_counts_before_its_groups_network,
     options_without_an_effect_are_taken,
     a_groups_network_is_made_once_and_removed,
+    a_groups_network_that_nobody_knows_is_removed,
     the_tasks_of_a_group_have_its_hostname,
 ];
 
@@ -235,6 +239,41 @@ async fn a_groups_network_is_made_once_and_removed(case: &CaseContext) -> Result
     ] {
         refused(create(&plugin, alloc_id, hostname).await, &[word])?;
     }
+    case.nothing_left()?;
+    plugin.shut_down().await
+}
+
+async fn a_groups_network_that_nobody_knows_is_removed(case: &CaseContext) -> Result<()> {
+    let mut options = case.docker_options();
+    options["gc"] = json!({"dangling_containers": {"period": "200ms", "creation_grace": "2s"}});
+    let mut plugin = case.plugin_as(&case.launch_docker()?, &options).await?;
+    let mut paths = Vec::new();
+    for letter in ["a", "b", "c"] {
+        let made = create(&plugin, &format!("5f1b2c3d-0000-4000-8000-00000000000{letter}"), "").await?;
+        paths.push(made.isolation_spec.context("no specification")?.path);
+    }
+    let [unknown, used, claimed] = &paths[..] else { bail!("not three: {paths:?}") };
+    let is_there = |path: &str| Path::new(path).exists();
+    // One period later each is still there: the agent has asked for them since the launch.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    ensure!(paths.iter().all(|path| is_there(path)), "one was removed in its use");
+    plugin.kill().await?;
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net={used}")).args(["sleep", "600"]).stdin(Stdio::null()).kill_on_drop(true);
+    let mut process = command.spawn()?;
+    let mut plugin = case.plugin_as(&case.launch_docker()?, &options).await?;
+    let again = create(&plugin, "5f1b2c3d-0000-4000-8000-00000000000c", "").await?;
+    ensure!(!again.created, "it was gone at once");
+    let gone = until(LIMIT, "the end of the unknown network", || !is_there(unknown)).await;
+    // Some more rounds of the search.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let left = (is_there(used), is_there(claimed));
+    process.kill().await?;
+    gone?;
+    ensure_eq!(left, (true, true));
+    until(LIMIT, "the end of the network that was used", || !is_there(used)).await?;
+    ensure!(is_there(claimed), "a claimed network was removed");
+    destroy(&plugin, "5f1b2c3d-0000-4000-8000-00000000000c", None).await?;
     case.nothing_left()?;
     plugin.shut_down().await
 }
