@@ -60,6 +60,9 @@ pub(super) fn built(options: &TaskOptions, task: &pb::TaskConfig) -> Result<Valu
         Ok(Network::Host) => NetNamespace::Host,
         Ok(Network::Private) | Err(_) => NetNamespace::Own,
     };
+    // As in the plan of a start.
+    let is_groups = matches!(options.network(DriverName::ContainerdDriver, group), Ok(Network::Group(_)));
+    let network_parameters = if is_groups { Vec::new() } else { NETWORK_PARAMETERS.to_vec() };
     let to_stage = options.mounts.list.iter().enumerate();
     let staged = |(n, mount): (usize, &crate::config::JobMount)| {
         (mount.target.clone(), StagedSource { at: format!("/pins/{n}").into(), kept: Vec::new() })
@@ -82,7 +85,7 @@ pub(super) fn built(options: &TaskOptions, task: &pb::TaskConfig) -> Result<Valu
         network: &network,
         files: &[hosts],
         image_volumes: &[],
-        host: &HostFacts { network_parameters: NETWORK_PARAMETERS.to_vec(), ..HostFacts::default() },
+        host: &HostFacts { network_parameters, ..HostFacts::default() },
         devices: &DeviceEdits::default(),
         is_sandboxed: false,
         task,

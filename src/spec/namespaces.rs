@@ -61,13 +61,14 @@ pub(super) fn namespaces(
     Ok(namespaces)
 }
 
-/// Kernel parameters of a network that is not the host's, as docker sets them: any user may listen on each port, and send
-/// pings.
+/// Kernel parameters of a network that is not the host's, as docker sets them where it makes one: any user may listen on
+/// each port, and send pings.
 pub(crate) const NETWORK_PARAMETERS: [(&str, &str); 2] =
     [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")];
 
 /// Returns the kernel parameters of a container: the defaults among `available` unless it is in the host's network, and
-/// the job's, which win.
+/// the job's, which win. There are none available for a network that others use as well: another task may have changed
+/// them.
 pub(super) fn sysctl(
     requested: &Namespaces,
     network: &NetNamespace,
@@ -128,16 +129,16 @@ mod tests {
             all.sort();
             all.into_iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>()
         };
-        let group = NetNamespace::At("/var/run/netns/a".into());
-        for network in [&NetNamespace::Own, &group] {
+        let connected = NetNamespace::At("/run/driver/nomad/web-1/netns".into());
+        for network in [&NetNamespace::Own, &connected] {
             let all = ["net.ipv4.ip_unprivileged_port_start=0", "net.ipv4.ping_group_range=0 2147483647"];
             assert_eq!(of(&own, network), all);
         }
         assert!(of(&own, &NetNamespace::Host).is_empty());
-        assert!(sysctl(&own, &group, &[]).is_empty(), "the kernel has none");
+        assert!(sysctl(&own, &connected, &[]).is_empty(), "the kernel has none, or others use it");
         let sysctls = [("net.ipv4.ip_unprivileged_port_start".to_owned(), "1024".to_owned())].into();
         let stricter = Namespaces { sysctl: sysctls, ..own };
-        assert!(of(&stricter, &group).contains(&"net.ipv4.ip_unprivileged_port_start=1024".to_owned()));
+        assert!(of(&stricter, &connected).contains(&"net.ipv4.ip_unprivileged_port_start=1024".to_owned()));
     }
 
     #[test]

@@ -9,7 +9,8 @@
 
 #![expect(
     clippy::disallowed_methods,
-    reason = "opens namespaces that the driver has bound in the state directory, which only root can reach"
+    reason = "opens namespaces that the driver has bound in the state directory, which only root can reach, and what the \
+              kernel makes below /proc"
 )]
 
 use std::fs::{self, File};
@@ -41,6 +42,8 @@ const OWN: &str = "/proc/thread-self/ns/net";
 /// Maximum size of a list of routes that is read, and maximum number of gateways that are taken from it.
 const ROUTES_LIMIT_BYTES: u64 = 256 * 1024;
 const GATEWAYS_LIMIT: usize = 8;
+/// Directory of the kernel's parameters.
+const PARAMETERS: &str = "/proc/sys";
 /// The routes of the calling thread's namespace, IPv4 and IPv6.
 const ROUTES: &str = "/proc/thread-self/net/route";
 const ROUTES_IPV6: &str = "/proc/thread-self/net/ipv6_route";
@@ -71,11 +74,29 @@ impl NetnsError {
 /// # Errors
 /// Names the step that failed. Nothing is left over then.
 pub(crate) async fn create(path: &Path) -> Result<(), NetnsError> {
+    create_with(path, Vec::new()).await
+}
+
+/// Creates a namespace as [`create`] does, and sets kernel parameters in it, by name. One that can't be set, as where
+/// `/proc/sys` is read-only for the plugin, has the kernel's default and is told in the log.
+///
+/// # Errors
+/// Names the step that failed. Nothing is left over then.
+pub(crate) async fn create_with(
+    path: &Path,
+    parameters: Vec<(&'static str, &'static str)>,
+) -> Result<(), NetnsError> {
     let path = path.to_owned();
     let unwanted = path.clone();
     let make = move || {
         unshare(CloneFlags::CLONE_NEWNET).map_err(NetnsError::io("make a network namespace for", &path))?;
         raise_loopback().map_err(NetnsError::io("raise the loopback interface of", &path))?;
+        for (name, value) in parameters {
+            // The kernel shows each thread the parameters of its own namespace.
+            if let Err(error) = fs::write(Path::new(PARAMETERS).join(name.replace('.', "/")), value) {
+                tracing::warn!(parameter = name, %error, "can't set a kernel parameter in the network namespace");
+            }
+        }
         keep_own(&path)
     };
     on_thread_or(make, move |()| drop(unbind(&unwanted))).await
@@ -360,6 +381,28 @@ mod tests {
         }
         let error = addresses(&path).await.unwrap_err().to_string();
         assert!(error.contains("one"), "{error}");
+    }
+
+    /// Creating a namespace needs privileges, and setting a parameter that `/proc/sys` is writable.
+    #[tokio::test]
+    async fn parameters_are_set_in_the_new_namespace_alone() {
+        const NAME: &str = "net.ipv4.ip_unprivileged_port_start";
+        const FILE: &str = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("one");
+        let own = fs::read_to_string(FILE).ok();
+        let can_be_set = fs::OpenOptions::new().write(true).open(FILE).is_ok();
+        if create_with(&path, vec![(NAME, "7"), ("net.none", "1")]).await.is_ok() {
+            let namespace = File::open(&path).unwrap();
+            let read = move || {
+                setns(&namespace, CloneFlags::CLONE_NEWNET).unwrap();
+                fs::read_to_string(FILE).ok()
+            };
+            let seen = std::thread::spawn(read).join().unwrap();
+            assert!(!can_be_set || seen.as_deref() == Some("7\n"), "{seen:?}");
+            remove(&path).await.unwrap();
+        }
+        assert_eq!(fs::read_to_string(FILE).ok(), own);
     }
 
     #[test]

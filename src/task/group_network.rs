@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::error::{Error, Result};
+use super::start::settable_network_parameters;
 use super::{Settings, Slot, Tasks};
 use crate::sys::error_chain::Chained;
 use crate::sys::{blocking, netns};
@@ -93,7 +94,8 @@ impl Found {
 }
 
 impl Tasks {
-    /// Creates the network namespace of an allocation's group, or finds the one that it has.
+    /// Creates the network namespace of an allocation's group, or finds the one that it has. A new one has the kernel
+    /// parameters of docker's networks; a task that joins it sets only those of its job.
     ///
     /// # Errors
     /// Names what is invalid, or what can't be made. Nothing is left over then.
@@ -117,7 +119,8 @@ impl Tasks {
             // The file is there without the namespace after a reboot, and where a plugin was killed in between.
             netns::remove(&path).await?;
             blocking::run(move || make_directory(&directory)).await?;
-            netns::create(&path).await?;
+            let parameters = blocking::run(settable_network_parameters).await;
+            netns::create_with(&path, parameters).await?;
             Ok(GroupNetwork { path, created: true })
         };
         self.alone(create).await

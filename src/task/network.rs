@@ -141,8 +141,12 @@ impl NetworkPlan {
         self.network == Network::Host
     }
 
-    pub(super) fn is_another_tasks(&self) -> bool {
-        matches!(self.network, Network::OfTask(_))
+    /// Returns whether the network is one that others than the task use.
+    pub(super) fn is_shared(&self) -> bool {
+        match self.network {
+            Network::Host | Network::Group(_) | Network::OfTask(_) | Network::OfContainer(_) => true,
+            Network::Own(_) | Network::Private => false,
+        }
     }
 
     /// Returns the other names by which the task goes.
@@ -556,6 +560,20 @@ mod tests {
             let error = of(&other).unwrap_err();
             assert!(error.contains(&other) && error.contains("one group"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_network_that_others_use_is_shared() {
+        let is_shared = |network: Network| {
+            let (driver, own_network) = (DriverName::Docker, OwnNetworkOptions::default());
+            NetworkPlan { driver, network, mode: None, own_network, ports: Vec::new(), plugins: None }
+                .is_shared()
+        };
+        assert!(is_shared(Network::Host) && is_shared(Network::Group("/n".to_owned())));
+        assert!(
+            is_shared(Network::OfTask("a".to_owned())) && is_shared(Network::OfContainer("a".to_owned()))
+        );
+        assert!(!is_shared(Network::Own(None)) && !is_shared(Network::Private));
     }
 
     fn port(label: &str, value: i32, to: i32, host_ip: &str) -> pb::PortMapping {

@@ -35,10 +35,16 @@ pub(in crate::task) async fn look(cgroup: Cgroup) -> Result<HostFacts> {
             memory_nodes: list(cgroup.shared_memory_nodes()),
             max_open_files: read(MAX_OPEN_FILES).trim().parse().ok(),
             agent_open_files: open_files::agents().map(|agents| (agents.soft, agents.hard)),
-            network_parameters: network_parameters(Path::new(PARAMETERS), &read(GROUP_IDS)),
+            network_parameters: settable_network_parameters(),
         }
     });
     looked.await.map_err(|error| Error::failed(error).context("read the host's limits"))
+}
+
+/// Returns those of [`NETWORK_PARAMETERS`] that the kernel has, and lets the driver set. Blocking: not for an async
+/// thread.
+pub(in crate::task) fn settable_network_parameters() -> Vec<(&'static str, &'static str)> {
+    network_parameters(Path::new(PARAMETERS), &std::fs::read_to_string(GROUP_IDS).unwrap_or_default())
 }
 
 /// Returns the parameters that are below `directory`, without that of pings where the process has not all group ids.

@@ -47,6 +47,7 @@ use crate::spec::{self, BoundFile, ImageVolume, StagedSource};
 use crate::sys::error_chain::Chained;
 use disk_full::is_full;
 use first::First;
+pub(super) use host_facts::settable_network_parameters;
 pub(super) use labels::OWNER_LABEL;
 use plan::StartPlan;
 

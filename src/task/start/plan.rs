@@ -83,8 +83,9 @@ impl StartPlan {
             timeline.step("wanted/mounts", Sources::open(&options.mounts, &settings.config, config)),
         );
         let (image, network, init, mut node) = (image?, network?, init?, node?);
-        if network.is_another_tasks() {
-            // That task's start has set them, or its job's own values.
+        if network.is_shared() {
+            // Its own task's start, or the group's, has set them, or a job's own values. A group's of Nomad's is left as
+            // it is.
             node.network_parameters.clear();
         }
         let runtime = Runtime::of(settings, &options, config).await?;

@@ -30,6 +30,7 @@ cases!["networks of docker":
     a_groups_network_is_made_once_and_removed,
     a_groups_network_that_nobody_knows_is_removed,
     the_tasks_of_a_group_have_its_hostname,
+    the_parameters_of_a_groups_network_are_set_once,
 ];
 
 async fn a_task_without_a_network_is_on_the_bridge(case: &CaseContext) -> Result<()> {
@@ -320,5 +321,24 @@ async fn the_tasks_of_a_group_have_its_hostname(case: &CaseContext) -> Result<()
         destroy(&plugin, alloc_id, Some(spec)).await?;
         case.nothing_left()?;
     }
+    plugin.shut_down().await
+}
+
+async fn the_parameters_of_a_groups_network_are_set_once(case: &CaseContext) -> Result<()> {
+    const ALLOC: &str = "5f1b2c3d-0000-4000-8000-00000000000a";
+    const START: &str = "net.ipv4.ip_unprivileged_port_start";
+    let mut plugin = case.docker().await?;
+    let spec = create(&plugin, ALLOC, "").await?.isolation_spec.context("no specification")?;
+    let show = format!("cat /proc/sys/{} /proc/sys/net/ipv4/ping_group_range", START.replace('.', "/"));
+    let pings = "0\t2147483647\n";
+    for (sysctl, start) in [(json!(null), "0\n"), (json!({START: "80"}), "80\n"), (json!(null), "80\n")] {
+        let mut task = case.prepare(&plugin, &with(case, &show, &[("sysctl", sysctl)])).await?;
+        join(&mut task, &spec, GroupNetwork::ADDRESS);
+        task.start(&plugin).await?;
+        ensure_eq!(task.stdout(&plugin).await?, format!("{start}{pings}"));
+        task.destroy(&plugin).await?;
+    }
+    destroy(&plugin, ALLOC, Some(spec)).await?;
+    case.nothing_left()?;
     plugin.shut_down().await
 }
