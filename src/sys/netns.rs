@@ -15,7 +15,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read as _};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -49,6 +49,9 @@ const ROUTES: &str = "/proc/thread-self/net/route";
 const ROUTES_IPV6: &str = "/proc/thread-self/net/ipv6_route";
 /// Flags of a route that is in use and leads to another host (`RTF_UP`, `RTF_GATEWAY`).
 const TO_GATEWAY: u32 = 1 | 2;
+/// Addresses of no network on earth, which only a default route leads to (RFC 5737, RFC 3849).
+const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+const ELSEWHERE_IPV6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
 /// The kernel's index of the interface `lo`, the same in each namespace.
 const LOOPBACK_INDEX: u32 = 1;
 
@@ -181,6 +184,37 @@ pub(crate) async fn addresses(path: &Path) -> Result<Vec<IpAddr>, NetnsError> {
         own_addresses().map_err(NetnsError::io("list the addresses of", &path))
     })
     .await
+}
+
+/// Returns the addresses by which others reach the plugin's own namespace, the host's: first the one that it sends from
+/// to other networks, then IPv4, then IPv6.
+///
+/// # Errors
+/// If they can't be listed.
+pub(crate) async fn hosts_addresses() -> Result<Vec<IpAddr>, NetnsError> {
+    on_thread(|| {
+        let found =
+            own_addresses().map_err(NetnsError::io("list the addresses of", Path::new("the host")))?;
+        Ok(with_first(found, sends_from()))
+    })
+    .await
+}
+
+/// Returns the address that the calling thread's namespace sends from to other networks. Nothing is sent for that.
+fn sends_from() -> Option<IpAddr> {
+    let of = |own: (IpAddr, u16), elsewhere: (IpAddr, u16)| {
+        let socket = UdpSocket::bind(own).ok()?;
+        socket.connect(elsewhere).ok()?;
+        Some(socket.local_addr().ok()?.ip())
+    };
+    let ipv4 = of((Ipv4Addr::UNSPECIFIED.into(), 0), (ELSEWHERE.into(), 9));
+    ipv4.or_else(|| of((Ipv6Addr::UNSPECIFIED.into(), 0), (ELSEWHERE_IPV6.into(), 9)))
+}
+
+/// Moves an address to the front, if it is among those found.
+fn with_first(mut found: Vec<IpAddr>, first: Option<IpAddr>) -> Vec<IpAddr> {
+    found.sort_by_key(|address| Some(*address) != first);
+    found
 }
 
 /// Returns the next hops of the default routes in a namespace, IPv4 first. Those that are known on their link alone are
@@ -433,6 +467,17 @@ mod tests {
         assert_eq!(default_gateway_ipv6(&ipv6("00", "00000003")), "fd00:172:26:80::1".parse().ok());
         assert_eq!(default_gateway_ipv6(&ipv6("40", "00000003")), None);
         assert_eq!(default_gateway_ipv6(&ipv6("00", "00200200")), None, "the kernel's own, of lo");
+    }
+
+    #[tokio::test]
+    async fn the_hosts_addresses_begin_with_the_one_that_it_sends_from() {
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        let found = ["10.0.0.1", "10.0.0.2", "fd00::1"].map(address).to_vec();
+        assert_eq!(with_first(found.clone(), None), found);
+        assert_eq!(with_first(found.clone(), Some(address("10.9.9.9"))), found);
+        let moved = ["fd00::1", "10.0.0.1", "10.0.0.2"].map(address);
+        assert_eq!(with_first(found, Some(address("fd00::1"))), moved);
+        assert!(hosts_addresses().await.unwrap().iter().all(|address| is_global(*address)));
     }
 
     #[test]

@@ -85,19 +85,30 @@ impl Joined {
         Self { namespace, addresses, gateways: Vec::new(), dns, driver_network: None }
     }
 
-    /// Returns the addresses by which the task reaches the host: the gateway of its network. Where it has none, they are
-    /// those of the driver's bridge, as docker takes those of its own.
+    /// Returns the addresses by which the task reaches the host, as [`addresses_of_host`] chooses them.
     ///
     /// # Errors
-    /// Names the namespace whose routes can't be read.
+    /// Names the namespace whose routes or addresses can't be read.
     pub(super) async fn addresses_of_host(&self, bridge: &Bridge) -> Result<Vec<IpAddr>> {
-        let found = match &self.namespace {
-            NetNamespace::Host => vec![IpAddr::V4(Ipv4Addr::LOCALHOST)],
+        let gateways = match &self.namespace {
+            NetNamespace::Host => return Ok(vec![IpAddr::V4(Ipv4Addr::LOCALHOST)]),
             NetNamespace::At(path) if self.gateways.is_empty() => netns::gateways(path).await?,
             NetNamespace::At(_) | NetNamespace::Own => self.gateways.clone(),
         };
-        Ok(if found.is_empty() { bridge.addresses() } else { found })
+        Ok(addresses_of_host(gateways, bridge.addresses(), &netns::hosts_addresses().await?))
     }
+}
+
+/// Returns the addresses by which a task reaches the host whose own ones are `hosts`: the gateways of its network, if
+/// they are the host's, and not those of a router that its network has beside the host, as one of macvlan. Else the
+/// driver's bridge's, as docker takes those of its own; before there is a bridge, the node's.
+fn addresses_of_host(gateways: Vec<IpAddr>, bridge: Vec<IpAddr>, hosts: &[IpAddr]) -> Vec<IpAddr> {
+    let of_host = |addresses: Vec<IpAddr>| {
+        let found: Vec<_> = addresses.into_iter().filter(|address| hosts.contains(address)).collect();
+        Some(found).filter(|found| !found.is_empty())
+    };
+    let nodes = || hosts.first().map(|address| vec![*address]);
+    of_host(gateways).or_else(|| of_host(bridge.clone())).or_else(nodes).unwrap_or(bridge)
 }
 
 impl NetworkPlan {
@@ -560,6 +571,25 @@ mod tests {
             let error = of(&other).unwrap_err();
             assert!(error.contains(&other) && error.contains("one group"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_task_reaches_the_host_by_an_address_that_the_host_has() {
+        let all = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<IpAddr>>();
+        let of = |gateways: &[&str], hosts: &[&str]| {
+            addresses_of_host(all(gateways), all(&["172.26.80.1", "fd00::1"]), &all(hosts))
+        };
+        let hosts = ["10.0.0.5", "172.26.64.1", "172.26.80.1"];
+        assert_eq!(of(&["172.26.64.1"], &hosts), all(&["172.26.64.1"]));
+        assert_eq!(of(&["172.26.64.1", "fd00:9::1"], &hosts), all(&["172.26.64.1"]));
+        assert_eq!(
+            of(&["10.0.0.1"], &hosts),
+            all(&["172.26.80.1"]),
+            "that is the router of a macvlan network"
+        );
+        assert_eq!(of(&["10.0.0.1"], &hosts[..2]), all(&["10.0.0.5"]), "there is no bridge yet");
+        assert_eq!(of(&[], &hosts), all(&["172.26.80.1"]));
+        assert_eq!(of(&[], &[]), all(&["172.26.80.1", "fd00::1"]));
     }
 
     #[test]

@@ -2,10 +2,12 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use harness::context::CaseContext;
 use harness::fixture::image::Form;
+use harness::fixture::process;
 use harness::host::Plugin;
 use harness::task::LIMIT;
 use nomad_proto::driver as pb;
@@ -220,18 +222,33 @@ async fn the_host_gateway_is_the_host_as_the_task_reaches_it(
     let group = GroupNetwork::make(&case.directory())?;
     let subnet = case.environment().networks().tasks().subnet;
     let bridge = format!("{}1", subnet.split("0/").next().context("no subnet")?);
+    let interface = case.environment().networks().tasks().name;
+    let set_address = |action: &str| {
+        let address = format!("{}/32", GroupNetwork::GATEWAY);
+        process::output(Command::new("ip").args(["address", action, &address, "dev", &interface]))
+    };
     for (mode, spec, address) in [
         (json!("bridge"), None, bridge.as_str()),
         (json!("none"), None, &bridge),
         (json!("host"), None, "127.0.0.1"),
+        // The gateway of the group's network is another machine, until the host has its address.
+        (json!(null), Some(group.spec()), &bridge),
         (json!(null), Some(group.spec()), GroupNetwork::GATEWAY),
     ] {
+        let is_gateway = address == GroupNetwork::GATEWAY;
+        if is_gateway {
+            set_address("add")?;
+        }
         let mut config = case.shell("grep -w node /etc/hosts");
         config["network_mode"] = mode;
         config["extra_hosts"] = json!(["node:host-gateway"]);
         let mut task = case.prepare(plugin, &config).await?;
         task.config.network_isolation_spec = spec;
-        task.start(plugin).await?;
+        let started = task.start(plugin).await;
+        if is_gateway {
+            set_address("delete")?;
+        }
+        started?;
         ensure_eq!(task.stdout(plugin).await?, format!("{address} node\n"));
         task.destroy(plugin).await?;
     }
