@@ -34,13 +34,11 @@ impl HostTransport {
     /// # Errors
     /// An unusable file of a certificate, by its name.
     pub(super) async fn new(http: Arc<Http>, host: Host) -> Result<Self, ImageError> {
-        let Settings { tls, connect_timeout, tries_tls, .. } = &host.settings;
-        let client = if tls.is_set() || connect_timeout.is_some() {
-            Some(made(response::authority(&host.base), host.settings.clone()).await?)
-        } else if *tries_tls {
-            Some(http.for_loopback_registry().await?.clone())
-        } else {
-            None
+        let Settings { tls, tries_tls, .. } = &host.settings;
+        let client = match clients_own(&host.settings) {
+            Some(settings) => Some(made(response::authority(&host.base), settings).await?),
+            None if *tries_tls => Some(http.for_loopback_registry().await?.clone()),
+            None => None,
         };
         let tls_first = *tries_tls || tls.is_set() && host.base.port().is_some();
         let is_plain = AtomicBool::new(host.base.scheme() == "http" && !tls_first);
@@ -120,6 +118,20 @@ impl HostTransport {
     }
 }
 
+/// Returns the settings of a client of the host's own, if it needs one. Where nothing is configured of the TLS of a
+/// registry on the loopback, any certificate does, whatever else is configured.
+fn clients_own(settings: &Settings) -> Option<Settings> {
+    let Settings { tls, connect_timeout, tries_tls, .. } = settings;
+    if !tls.is_set() && connect_timeout.is_none() {
+        return None;
+    }
+    let mut own = settings.clone();
+    if *tries_tls {
+        own.tls.skip_verify = Some(true);
+    }
+    Some(own)
+}
+
 async fn made(name: String, settings: Settings) -> Result<Client, ImageError> {
     let making = tokio::task::spawn_blocking(move || http::client_for(&name, &settings));
     making.await.map_err(|_| ImageError::transient("its certificates can't be read"))?
@@ -127,6 +139,8 @@ async fn made(name: String, settings: Settings) -> Result<Client, ImageError> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[tokio::test]
@@ -159,5 +173,16 @@ mod tests {
         assert_eq!(host.base().as_str(), "https://localhost/");
         assert!(host.switches_to_plain(&host.base()));
         assert_eq!(host.base().as_str(), "http://localhost/");
+    }
+
+    #[test]
+    fn a_timeout_has_no_certificate_verified_that_none_would_be_without_it() {
+        let timed = Settings { connect_timeout: Some(Duration::from_secs(1)), ..Settings::default() };
+        let own = |settings: &Settings| clients_own(settings).map(|own| own.tls.skip_verify);
+        assert_eq!(own(&Settings { tries_tls: true, ..timed.clone() }), Some(Some(true)));
+        assert_eq!(own(&timed), Some(None));
+        assert_eq!(own(&Settings { tries_tls: true, ..Settings::default() }), None);
+        let tls = TlsFiles { skip_verify: Some(false), ..TlsFiles::default() };
+        assert_eq!(own(&Settings { tls, ..timed }), Some(Some(false)));
     }
 }

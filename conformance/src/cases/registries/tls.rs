@@ -190,6 +190,9 @@ async fn on_the_loopback_tls_needs_no_configuration(case: &CaseContext) -> Resul
     let mut plugin = configured.plugin().await?;
     // Nobody vouches for its certificate, which docker doesn't ask for there.
     configured.pulls(&plugin, registry.address()).await?;
+    // A file that says nothing of TLS changes nothing about that.
+    configured.write(registry.address(), "dial_timeout = \"5s\"\n")?;
+    configured.pulls(&plugin, registry.address()).await?;
     // What is configured counts: a hosts.toml without a server has its certificate verified.
     configured.write(registry.address(), "skip_verify = false\n")?;
     configured.fails(&plugin, &configured.job(registry.address()), &["certificate", "UnknownIssuer"]).await?;
