@@ -13,6 +13,7 @@ use super::attempt::Attempt;
 use super::container::{self, ContainerHandles};
 use super::error::{Error, Result};
 use super::slot::{AtDestroy, Occupant};
+use super::start::check_not_filled;
 use super::timeline::{Call, Timeline};
 use super::{RemovalGuard, Settings, Slot, Tasks};
 use crate::shim::{Bundle, Connection, Shim, State, wait_pending};
@@ -175,6 +176,8 @@ impl ContainerHandles {
                 on_disk(bundle, Bundle::mark_for_removal).await?;
             }
             timeline.step("network", self.end_network()).await?;
+            // Its copy would go on in what is another container's by then.
+            check_not_filled(id)?;
             // A snapshot that is still mounted can't be removed.
             timeline.step("mounts", on_disk(bundle, Bundle::unstage)).await?;
         } else {

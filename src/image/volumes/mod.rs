@@ -10,10 +10,10 @@
 mod copy;
 
 use std::collections::BTreeSet;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use containerd_client::types::Mount;
 use nix::errno::Errno;
@@ -45,6 +45,8 @@ pub(crate) enum VolumesError {
     Unusable { path: String, why: &'static str },
     #[error("can't fill the volume {path} from the image: {doing} {}", at.display())]
     Copy { path: String, doing: &'static str, at: PathBuf, source: io::Error },
+    #[error("the disk on which containerd keeps the snapshot for the image's volumes has no room for {at}")]
+    Full { at: String, source: io::Error },
     #[error("the image has too many directories or links at its VOLUME {path}; {WAY_OUT}")]
     TooLarge { path: String },
     #[error("can't {doing} {}", at.display())]
@@ -133,14 +135,22 @@ impl Filling {
     /// # Errors
     /// Names the volume, and the file.
     pub(crate) fn run(&self, stop: &AtomicBool) -> Result<(), VolumesError> {
+        let goes_on = || if stop.load(Ordering::Relaxed) { Err(VolumesError::Cancelled) } else { Ok(()) };
+        goes_on()?;
         mount::mount_writable(&self.snapshot, &self.at).map_err(|error| mount_failed(error, &self.at))?;
+        if let Err(cancelled) = goes_on() {
+            // A mount may take long, and nobody may be left to undo it. Whoever is finds what stays.
+            let _ = mount::unmount_all(&self.snapshot, &self.at);
+            return Err(cancelled);
+        }
         let volumes = open_directory(&self.at)?;
         apart(&self.image_at)?;
+        goes_on()?;
         mount::mount_all(&self.image, &self.image_at).map_err(|error| mount_failed(error, &self.image_at))?;
         let filled =
             open_directory(&self.image_at).and_then(|image| fill(&image, &volumes, &self.paths, stop));
         let unmounted = mount::unmount_all(&self.image, &self.image_at);
-        filled?;
+        filled.map_err(without_room)?;
         unmounted.map_err(|error| failed("unmount", &self.image_at)(error.into()))
     }
 }
@@ -153,6 +163,21 @@ fn apart(at: &Path) -> Result<(), VolumesError> {
     unshare(CloneFlags::CLONE_NEWNS)
         .and_then(|()| nix::mount::mount(nothing, "/", nothing, slave, nothing))
         .map_err(|error| failed("make a mount namespace for", at)(error.into()))
+}
+
+/// Says of an error of the copy that it is for want of room, if it is.
+fn without_room(error: VolumesError) -> VolumesError {
+    let is_full =
+        |error: &io::Error| matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
+    match error {
+        VolumesError::Copy { path, source, .. } if is_full(&source) => {
+            VolumesError::Full { at: path, source }
+        }
+        VolumesError::Io { at, source, .. } if is_full(&source) => {
+            VolumesError::Full { at: at.display().to_string(), source }
+        }
+        other => other,
+    }
 }
 
 fn mount_failed(error: MountError, at: &Path) -> VolumesError {

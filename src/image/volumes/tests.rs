@@ -245,6 +245,37 @@ fn a_deep_tree_takes_no_stack_and_few_descriptors() {
 }
 
 #[test]
+fn want_of_room_is_told_as_that() {
+    let full = || io::Error::from(Errno::ENOSPC);
+    let copy =
+        |source| VolumesError::Copy { path: "/data".to_owned(), doing: "write", at: "a".into(), source };
+    let made = |source| VolumesError::Io { doing: "make", at: "/data".into(), source };
+    for error in [copy(full()), made(full()), copy(Errno::EDQUOT.into())] {
+        let error = without_room(error);
+        assert!(matches!(error, VolumesError::Full { .. }), "{error:?}");
+        let text = error.chain().to_string();
+        assert!(text.contains("has no room for /data: ") && text.contains("os error"), "{text}");
+    }
+    assert!(matches!(without_room(copy(Errno::EACCES.into())), VolumesError::Copy { .. }));
+}
+
+#[test]
+fn a_filling_that_was_cancelled_mounts_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = || directory.path().to_owned();
+    let absent = Mount { r#type: "absent".to_owned(), ..Mount::default() };
+    let filling = Filling {
+        image: vec![absent.clone()],
+        image_at: at(),
+        snapshot: vec![absent],
+        at: at(),
+        paths: vec!["/data".to_owned()],
+    };
+    assert!(matches!(filling.run(&AtomicBool::new(true)), Err(VolumesError::Cancelled)));
+    assert!(matches!(filling.run(&AtomicBool::new(false)), Err(VolumesError::Io { doing: "mount", .. })));
+}
+
+#[test]
 fn a_copy_stops_when_it_is_told_to() {
     let directory = tempfile::tempdir().unwrap();
     fs::create_dir_all(directory.path().join("image/data")).unwrap();

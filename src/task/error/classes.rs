@@ -97,7 +97,8 @@ impl From<VolumesError> for Error {
                 return Self::invalid(error);
             }
             VolumesError::Copy { source, .. } | VolumesError::Io { source, .. } => is_transient(source),
-            VolumesError::Unmountable(_) | VolumesError::Cancelled | VolumesError::Lost => false,
+            VolumesError::Full { .. } | VolumesError::Lost => true,
+            VolumesError::Unmountable(_) | VolumesError::Cancelled => false,
         };
         Self::failure(error, transient)
     }
@@ -262,6 +263,10 @@ mod tests {
             "whatever fails while the state directory's file system is full" => {
                 vec![binary(false).while_full(Path::new("/x"))]
             }
+            "an image's volumes find no room on the disk, or the thread that fills them ends early" => {
+                let source = Errno::ENOSPC.into();
+                vec![VolumesError::Full { at: "/data".to_owned(), source }.into(), VolumesError::Lost.into()]
+            }
             "a file system of the host gives no answer in 30 seconds" => {
                 vec![Error::system("look at /x", io::ErrorKind::TimedOut.into())]
             }
@@ -322,7 +327,7 @@ mod tests {
     #[test]
     fn errors_are_classified_as_documented() {
         let table = table();
-        assert_eq!(table.len(), 20);
+        assert_eq!(table.len(), 21);
         for (row, again) in table {
             for error in failures(&row) {
                 assert_eq!(matches!(error, Error::Transient(_)), again, "{row}: {error:?}");

@@ -6,9 +6,10 @@
 //! a plain file system, not on an overlay: what containers run in a volume may need that, another container daemon for
 //! one.
 
+use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use containerd_client::types::Mount;
@@ -21,11 +22,16 @@ use crate::containerd::Image;
 use crate::image::volumes::{self, Filling, VolumesError};
 use crate::shim::Bundle;
 use crate::spec::{self, ImageVolume};
-use crate::task::error::Result;
+use crate::task::error::{Error, Result};
 use crate::task::mounts::cleaned;
 
-/// Maximum time that a cancelled start waits for the copy of a part of a file. The snapshot is removed then.
+/// Maximum time that a cancelled start waits for the copy of a part of a file. The snapshot is removed then, or, if the
+/// thread is stuck, by the sweeper after its end.
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Ids of the containers whose volumes a thread is filling. Whoever starts a thread adds its container, and the thread
+/// removes it at its end.
+static FILLED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
 /// Files of the container that the driver mounts, at which no volume is.
 const DRIVERS_FILES: [&str; 4] = ["/etc/hostname", "/etc/hosts", "/etc/resolv.conf", spec::INIT];
@@ -54,7 +60,7 @@ impl Start<'_> {
         let at = bundle.off_thread(Bundle::make_volumes_mount_point).await?;
         let filling = Filling { image: layers.to_vec(), image_at: bundle.rootfs(), snapshot, at, paths };
         let made = filling.volumes().map(|(target, at)| ImageVolume { target, at }).collect();
-        fill(filling, given_up).await?;
+        fill(&self.container.id, filling, given_up).await?;
         Ok(made)
     }
 
@@ -69,14 +75,50 @@ impl Start<'_> {
     }
 }
 
+/// The guard of a container whose volumes a thread is filling.
+struct FilledNow(String);
+
+impl FilledNow {
+    fn begin(container_id: &str) -> Self {
+        FILLED.lock().unwrap_or_else(PoisonError::into_inner).insert(container_id.to_owned());
+        Self(container_id.to_owned())
+    }
+}
+
+impl Drop for FilledNow {
+    fn drop(&mut self) {
+        FILLED.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
+    }
+}
+
+/// Checks that no thread fills the volumes of a container any more, so that their snapshot can be removed.
+///
+/// # Errors
+/// While one does, which a disk holds up that gives no answer.
+pub(in crate::task) fn check_not_filled(container_id: &str) -> Result<()> {
+    if !FILLED.lock().unwrap_or_else(PoisonError::into_inner).contains(container_id) {
+        return Ok(());
+    }
+    Err(Error::transient(
+        "the image's volumes are still being filled: the disk on which containerd keeps its snapshots gives no answer",
+    ))
+}
+
 /// Fills the volumes on a thread of its own, and sees to its end.
-async fn fill(filling: Filling, given_up: &CancellationToken) -> std::result::Result<(), VolumesError> {
+async fn fill(
+    container_id: &str,
+    filling: Filling,
+    given_up: &CancellationToken,
+) -> std::result::Result<(), VolumesError> {
     let stop = Arc::new(AtomicBool::new(false));
     let (sender, mut answer) = oneshot::channel();
     let (stops, at) = (Arc::clone(&stop), filling.at.clone());
+    let filled_now = FilledNow::begin(container_id);
     let run = move || {
+        let outcome = filling.run(&stops);
+        drop(filled_now);
         // Nobody waits for the result once the start has been given up for long.
-        let _ = sender.send(filling.run(&stops));
+        let _ = sender.send(outcome);
     };
     let thread = std::thread::Builder::new().name("image-volumes".to_owned()).spawn(run);
     thread.map_err(|source| VolumesError::Io { doing: "start a thread for", at, source })?;
@@ -87,5 +129,34 @@ async fn fill(filling: Filling, given_up: &CancellationToken) -> std::result::Re
             let _ = tokio::time::timeout(STOP_TIMEOUT, answer).await;
             Err(VolumesError::Cancelled)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_snapshot_is_kept_while_a_thread_fills_it() {
+        let (id, other) = ("filled-7f3a", "other-7f3a");
+        let filled_now = FilledNow::begin(id);
+        let error = check_not_filled(id).unwrap_err();
+        assert!(matches!(error, Error::Transient(_)) && error.to_string().contains("still being filled"));
+        check_not_filled(other).unwrap();
+        drop(filled_now);
+        check_not_filled(id).unwrap();
+        // However a thread ends.
+        let directory = tempfile::tempdir().unwrap();
+        let absent = || vec![Mount { r#type: "absent".to_owned(), ..Mount::default() }];
+        let at = || directory.path().to_owned();
+        let filling = Filling {
+            image: absent(),
+            image_at: at(),
+            snapshot: absent(),
+            at: at(),
+            paths: vec!["/data".to_owned()],
+        };
+        fill(id, filling, &CancellationToken::new()).await.unwrap_err();
+        check_not_filled(id).unwrap();
     }
 }

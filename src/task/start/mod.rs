@@ -48,6 +48,7 @@ use crate::sys::error_chain::Chained;
 use disk_full::is_full;
 use first::First;
 pub(super) use host_facts::settable_network_parameters;
+pub(super) use image_volumes::check_not_filled;
 pub(super) use labels::OWNER_LABEL;
 use plan::StartPlan;
 
