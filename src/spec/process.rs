@@ -88,7 +88,8 @@ pub(super) fn with_port_map<'a>(
     let mut variables = Cow::Borrowed(task);
     let in_name =
         |byte: u8| if byte.is_ascii_alphanumeric() || byte == b'.' { char::from(byte) } else { '_' };
-    for (label, number) in port_map {
+    // Nomad says the number of a port that is the same on the host.
+    for (label, number) in port_map.iter().filter(|(_, number)| **number > 0) {
         let label: String = label.bytes().map(in_name).collect();
         variables.to_mut().insert(format!("NOMAD_PORT_{label}"), number.to_string());
     }
@@ -274,6 +275,8 @@ mod tests {
         assert_eq!(mapped["NOMAD_PORT_http"], "80");
         assert_eq!(mapped["NOMAD_HOST_PORT_http"], "20000");
         assert_eq!(mapped["NOMAD_PORT_my_db"], "5432");
+        let same = with_port_map(&task, &[("http".to_owned(), 0)].into());
+        assert_eq!(same["NOMAD_PORT_http"], "20000");
     }
 
     #[test]

@@ -644,6 +644,7 @@ mod tests {
             ..Default::default()
         };
         let mapped = OwnNetworkOptions { port_map: [("http".to_owned(), 80)].into(), ..Default::default() };
+        let same = OwnNetworkOptions { port_map: [("http".to_owned(), 0)].into(), ..Default::default() };
         let none = OwnNetworkOptions::default();
         let (own, group) = (Network::Own(None), Network::Group("/n".to_owned()));
         let all_mapped = vec![port("http", 8088, 80, "10.0.0.1"), port("db", 20001, 0, "10.0.0.1")];
@@ -651,6 +652,8 @@ mod tests {
             assert_eq!(of(driver, &own, &labels(&["http"]), &of_group()).unwrap(), of_group().ports[..1]);
             assert_eq!(of(driver, &own, &none, &of_group()).unwrap(), []);
             assert_eq!(of(driver, &own, &mapped, &of_task()).unwrap(), all_mapped);
+            let numbers = of(driver, &own, &same, &of_task()).unwrap();
+            assert_eq!(numbers.iter().map(inside).collect::<Vec<_>>(), [8088, 20001], "as on the host");
             assert!(of(driver, &own, &labels(&["web"]), &of_group()).unwrap_err().contains("http, db"));
             assert!(of(driver, &own, &mapped, &of_group()).unwrap_err().contains("set `to`"));
             let nothing = of(driver, &own, &mapped, &pb::Resources::default()).unwrap_err();

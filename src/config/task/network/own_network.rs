@@ -23,7 +23,7 @@ pub(super) const IDLE_ELSEWHERE: [&str; 3] = ["ports", "port_map", "advertise_ip
 pub(crate) struct OwnNetworkOptions {
     /// Labels of the group's ports that are published.
     pub ports: Vec<String>,
-    /// Numbers in the task of ports of the task's own `resources { network }`, by label.
+    /// Numbers in the task of ports of the task's own `resources { network }`, by label; 0 for the number on the host.
     pub port_map: BTreeMap<String, u16>,
     pub ipv4: Option<Ipv4Addr>,
     pub ipv6: Option<Ipv6Addr>,
@@ -152,7 +152,7 @@ fn port_numbers(blocks: Option<Vec<RawPortMap>>) -> Result<BTreeMap<String, u16>
         let Some(number) = number else {
             return Err(value("port_map", label, null));
         };
-        let number = number.within("port_map", 1, u16::MAX.into())?;
+        let number = number.within("port_map", 0, u16::MAX.into())?;
         Ok((label, u16::try_from(number).unwrap_or_default()))
     };
     blocks.into_iter().flatten().map(number).collect()
@@ -261,7 +261,7 @@ mod tests {
             ("bandwidth", json!({"ingress_rate": "0"})),
             ("bandwidth", json!({"ingress_burst": "1m"})),
             ("bandwidth", json!({"egress_rate": "1m", "egress_burst": "1g"})),
-            ("port_map", json!([{"http": 0}])),
+            ("port_map", json!([{"http": -1}])),
             ("port_map", json!([{"http": 65536}])),
             ("port_map", json!([{"http": 1.5}])),
             ("port_map", json!([{"http": null}])),
@@ -281,6 +281,7 @@ mod tests {
         assert_eq!(map(json!([{"http": 80, "db": 5432}])), both);
         assert_eq!(map(json!([{"http": 80}, {"db": 5432}])), both);
         assert_eq!(map(json!(null)), BTreeMap::new());
+        assert_eq!(map(json!([{"http": 0}])), BTreeMap::from([("http".to_owned(), 0)]));
     }
 
     #[test]
