@@ -21,6 +21,7 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
+use crate::config::DriverName;
 use crate::shorten::shorten;
 
 const QUEUED_LINES: usize = 1024;
@@ -45,7 +46,8 @@ enum Entry {
 impl Log {
     /// Sends the process's tracing events to stderr. The agent filters by its own level, so the plugin's own events
     /// from DEBUG up are sent; those of libraries only from WARN up.
-    pub(crate) fn start() -> Self {
+    /// Each line names the driver as its module: those of two plugins are told apart by that.
+    pub(crate) fn start(name: DriverName) -> Self {
         let (log, queue, over) = Self::queue();
         let write = move || {
             write_lines(&queue, &mut std::io::stderr());
@@ -55,7 +57,8 @@ impl Log {
         let filter = Targets::new()
             .with_target(env!("CARGO_CRATE_NAME"), LevelFilter::DEBUG)
             .with_default(LevelFilter::WARN);
-        let layer = Hclog { lines: log.lines.clone(), dropped: AtomicU64::new(0) }.with_filter(filter);
+        let layer = Hclog { module: name.as_str(), lines: log.lines.clone(), dropped: AtomicU64::new(0) }
+            .with_filter(filter);
         // Fails only if a subscriber is set already, which then stays in place.
         let _ = tracing_subscriber::registry().with(layer).try_init();
         log
@@ -97,6 +100,7 @@ fn write_lines(queue: &Receiver<Entry>, to: &mut impl Write) {
 }
 
 struct Hclog {
+    module: &'static str,
     lines: SyncSender<Entry>,
     dropped: AtomicU64,
 }
@@ -109,14 +113,14 @@ impl<S: Subscriber> Layer<S> for Hclog {
         if lost > 0 {
             pairs.put("lines_dropped_before", lost.into());
         }
-        let sent = self.lines.try_send(Entry::Line(line(*event.metadata().level(), pairs)));
+        let sent = self.lines.try_send(Entry::Line(line(self.module, *event.metadata().level(), pairs)));
         if matches!(sent, Err(TrySendError::Full(_))) {
             self.dropped.fetch_add(lost + 1, Ordering::Relaxed);
         }
     }
 }
 
-fn line(level: Level, pairs: Pairs) -> String {
+fn line(module: &str, level: Level, pairs: Pairs) -> String {
     let level = match level {
         Level::ERROR => "error",
         Level::WARN => "warn",
@@ -127,7 +131,7 @@ fn line(level: Level, pairs: Pairs) -> String {
     let Pairs { message, fields: mut object } = pairs;
     object.insert("@level".to_owned(), level.into());
     object.insert("@message".to_owned(), message.into());
-    object.insert("@module".to_owned(), "containerd-driver".into());
+    object.insert("@module".to_owned(), module.into());
     let now = humantime::format_rfc3339_micros(SystemTime::now());
     object.insert("@timestamp".to_owned(), now.to_string().into());
     let mut line = Value::Object(object);
@@ -192,9 +196,13 @@ impl Visit for Pairs {
 mod tests {
     use super::*;
 
+    fn layer(lines: SyncSender<Entry>) -> Hclog {
+        Hclog { module: DriverName::Docker.as_str(), lines, dropped: AtomicU64::new(0) }
+    }
+
     fn logged(emit: impl FnOnce()) -> Value {
         let (lines, queue) = sync_channel(4);
-        let subscriber = tracing_subscriber::registry().with(Hclog { lines, dropped: AtomicU64::new(0) });
+        let subscriber = tracing_subscriber::registry().with(layer(lines));
         tracing::subscriber::with_default(subscriber, emit);
         next(&queue)
     }
@@ -257,6 +265,7 @@ mod tests {
         let line = logged(|| tracing::warn!(task = "t1", pid = 7, ok = true, "it {}", "happened"));
         assert_eq!(line["@level"], "warn");
         assert_eq!(line["@message"], "it happened");
+        assert_eq!(line["@module"], "docker", "the driver's name");
         assert_eq!(line["task"], "t1");
         assert_eq!(line["pid"], 7);
         assert_eq!(line["ok"], true);
@@ -286,7 +295,7 @@ mod tests {
     #[test]
     fn a_queue_that_nobody_reads_drops_and_counts() {
         let (lines, queue) = sync_channel(1);
-        let subscriber = tracing_subscriber::registry().with(Hclog { lines, dropped: AtomicU64::new(0) });
+        let subscriber = tracing_subscriber::registry().with(layer(lines));
         tracing::subscriber::with_default(subscriber, || {
             for n in 0..4 {
                 tracing::info!("line {n}");

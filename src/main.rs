@@ -74,7 +74,7 @@ fn main() -> ExitCode {
     }
     let name = DriverName::of_program(&std::env::args_os().next().unwrap_or_default());
     malloc::configure();
-    let _log = Log::start();
+    let _log = Log::start(name);
     open_files::raise();
     let runtime = match runtime() {
         Ok(runtime) => runtime,
