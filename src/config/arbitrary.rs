@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::{DriverName, PluginConfig, TaskOptions};
 
+const NAMES: [DriverName; 2] = [DriverName::ContainerdDriver, DriverName::Docker];
 /// Strings that decoders treat in special ways.
 const WORDS: [&str; 26] = [
     "",
@@ -111,9 +112,16 @@ pub(crate) fn task() -> impl Strategy<Value = Value> {
     fitting(&TaskOptions::schema()).prop_map(|options| with(&options, "image", json!("redis")))
 }
 
-fn plugin() -> impl Strategy<Value = Value> {
-    fitting(&PluginConfig::schema(DriverName::ContainerdDriver))
-        .prop_map(|options| with(&options, "containerd_runtime", json!("io.containerd.runc.v2")))
+/// Generates a plugin's configuration, with a name under which its driver answers.
+fn plugin() -> impl Strategy<Value = (DriverName, Value)> {
+    prop::sample::select(&NAMES[..]).prop_flat_map(|name| {
+        fitting(&PluginConfig::schema(name)).prop_map(move |options| match name {
+            DriverName::ContainerdDriver => {
+                (name, with(&options, "containerd_runtime", json!("io.containerd.runc.v2")))
+            }
+            DriverName::Docker => (name, options),
+        })
+    })
 }
 
 fn with(options: &Value, name: &str, value: Value) -> Value {
@@ -142,10 +150,10 @@ fn mutated(valid: impl Strategy<Value = Value>) -> impl Strategy<Value = Vec<u8>
 
 /// Decodes the bytes as a task's and as the plugin's configuration; a refusal must have a text.
 fn decode_all(bytes: &[u8]) {
-    let (task, plugin) =
-        (TaskOptions::decode(bytes), PluginConfig::decode(DriverName::ContainerdDriver, bytes));
-    for error in [task.err().map(|error| error.to_string()), plugin.err().map(|error| error.to_string())] {
-        assert!(error.is_none_or(|error| !error.is_empty()));
+    let task = TaskOptions::decode(bytes).err();
+    let plugins = NAMES.into_iter().filter_map(|name| PluginConfig::decode(name, bytes).err());
+    for error in task.into_iter().chain(plugins) {
+        assert!(!error.to_string().is_empty());
     }
 }
 
@@ -156,19 +164,19 @@ proptest! {
     }
 
     #[test]
-    fn mutated_options_are_decoded_or_refused(task in mutated(task()), plugin in mutated(plugin())) {
+    fn mutated_options_are_decoded_or_refused(task in mutated(task()), plugin in mutated(plugin().prop_map(|(_, options)| options))) {
         decode_all(&task);
         decode_all(&plugin);
     }
 
     #[test]
-    fn random_options_are_decoded_or_refused_by_name(task in task(), plugin in plugin()) {
+    fn random_options_are_decoded_or_refused_by_name(task in task(), (name, plugin) in plugin()) {
         let encoded = |value: &Value| rmp_serde::to_vec_named(value).unwrap();
-        let (decoded, operators) = (TaskOptions::decode(&encoded(&task)), PluginConfig::decode(DriverName::ContainerdDriver, &encoded(&plugin)));
+        let (decoded, operators) = (TaskOptions::decode(&encoded(&task)), PluginConfig::decode(name, &encoded(&plugin)));
         if let (Ok(task), Ok(Some(plugin))) = (&decoded, &operators) {
             let _ = task.permitted_by(plugin);
         }
-        for (error, schema) in [(decoded.err(), TaskOptions::schema()), (operators.err(), PluginConfig::schema(DriverName::ContainerdDriver))] {
+        for (error, schema) in [(decoded.err(), TaskOptions::schema()), (operators.err(), PluginConfig::schema(name))] {
             let Some(Block::Object(object)) = schema.block else { panic!("a schema is an object") };
             let text = error.map(|error| error.to_string());
             let named = |text: &str| {

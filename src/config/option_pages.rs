@@ -107,6 +107,32 @@ fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
+/// A page says the defaults under one name; this is for all that a schema declares under each.
+#[test]
+fn an_absent_option_has_the_default_that_the_schema_declares() {
+    for driver in [DriverName::ContainerdDriver, DriverName::Docker] {
+        let needed = match driver {
+            DriverName::ContainerdDriver => json!({ "containerd_runtime": "io.containerd.runc.v2" }),
+            DriverName::Docker => json!({}),
+        };
+        let with = |name: &str, value: Value| {
+            let mut all = needed.clone();
+            let option = name.rsplit('.').fold(value, |value, part| json!({ part: value }));
+            all.as_object_mut().unwrap().extend(option.as_object().unwrap().clone());
+            let decoded = PluginConfig::decode(driver, &rmp_serde::to_vec_named(&all).unwrap());
+            decoded.unwrap_or_else(|error| panic!("{driver}: {name}: {error}"))
+        };
+        let mut count = 0;
+        for (name, option) in declared(&PluginConfig::schema(driver)) {
+            let schema::Default::Value(text) = option.default else { continue };
+            let default = hcl::body(&format!("it = {text}")).remove("it").unwrap();
+            assert_eq!(with(&name, default), with(&name, Value::Null), "{driver}: {name}");
+            count += 1;
+        }
+        assert!(count > 20, "{count}");
+    }
+}
+
 #[test]
 fn the_page_of_plugin_options_matches_the_schema() {
     let held = DocumentedOptions {
