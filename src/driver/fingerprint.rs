@@ -167,7 +167,8 @@ impl Facts {
             ("privileged.enabled", is_set(self.is_privileged_allowed)),
             ("volumes.enabled", is_set(self.has_volumes)),
             ("pids.limit", self.pids_limit.map(Value::IntVal)),
-            ("bridge_ip", text(&self.bridge_ip)),
+            // A job that asks for the bridge by it would fail here without one.
+            ("bridge_ip", text(&self.bridge_ip).filter(|_| self.bridge_network)),
             ("runtimes", text(&self.runtimes)),
             ("os_type", text("linux")),
         ]
@@ -214,5 +215,20 @@ fn cgroup_version() -> &'static str {
     match cgroup::mode() {
         cgroup::Mode::V1 => "v1",
         cgroup::Mode::V2 => "v2",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bridges_address_is_told_where_the_built_in_network_is_ready() {
+        let of = |bridge_network| {
+            let facts = Facts { bridge_network, bridge_ip: "172.26.96.1".to_owned(), ..Facts::default() };
+            facts.dockers().into_iter().find(|(name, _)| *name == "bridge_ip").and_then(|(_, value)| value)
+        };
+        assert_eq!(of(true), Some(Value::StringVal("172.26.96.1".to_owned())));
+        assert_eq!(of(false), None);
     }
 }
