@@ -1,6 +1,7 @@
 //! The built-in network, which needs no file: a bridge of the host with addresses from its subnets, masqueraded, with
 //! ports of the host forwarded to it. Made of the plugins that distributions have.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use serde_json::{Map, Value, json};
@@ -25,6 +26,31 @@ pub(crate) struct DefaultNetwork {
 }
 
 impl DefaultNetwork {
+    /// Checks that none of the bridge's `own` addresses is one of another interface, by the addresses of all interfaces.
+    /// Of two bridges with one subnet, as of two drivers of a node, the kernel would send to one alone.
+    ///
+    /// # Errors
+    /// Names the option, the interface and the address.
+    pub(super) fn check_addresses(&self, own: &[IpAddr], all: &[(String, IpAddr)]) -> Result<(), Error> {
+        let others = |(name, address): &&(String, IpAddr)| *name != self.bridge && own.contains(address);
+        let Some((name, address)) = all.iter().find(others) else { return Ok(()) };
+        let what = if address.is_ipv6() {
+            "the plugin option bridge_network_subnet_ipv6"
+        } else {
+            "the plugin option bridge_network_subnet"
+        };
+        let is_same = |subnet: &&String| subnet.contains(':') == address.is_ipv6();
+        Err(Error::Name {
+            what,
+            value: self.subnets.iter().find(is_same).cloned().unwrap_or_default(),
+            why: format!(
+                "the interface {name} of the host has its first address, {address}, which the bridge {} is to have; give \
+                 each bridge a subnet of its own, or delete the interface if nothing uses it",
+                self.bridge
+            ),
+        })
+    }
+
     pub(super) fn network(&self) -> Result<Network, Error> {
         check_name("network", &self.name)?;
         check_interface(&self.bridge)?;
@@ -69,5 +95,37 @@ impl DefaultNetwork {
             // Debian 12's portmap looks for rules of version 6, though the task has no such address.
             disable_check: true,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bridge_has_no_address_of_another_interface() {
+        let network = DefaultNetwork {
+            name: "nomad-docker-docker".to_owned(),
+            bridge: "nomad-docker".to_owned(),
+            subnets: vec!["172.26.96.0/20".to_owned(), "fd00:1::/64".to_owned()],
+            hairpin: false,
+            leases: "/run/x/leases".into(),
+        };
+        let own = ["172.26.96.1", "fd00:1::1"].map(|address| address.parse::<IpAddr>().unwrap());
+        let check = |interface: &str, address: &str| {
+            let all = [("lo", "127.0.0.1"), (interface, address)];
+            let all = all.map(|(name, address)| (name.to_owned(), address.parse::<IpAddr>().unwrap()));
+            network.check_addresses(&own, &all).map_err(|error| error.to_string())
+        };
+        check("nomad-docker", "172.26.96.1").unwrap();
+        check("eth0", "10.0.0.5").unwrap();
+        let error = check("nomad-tasks", "172.26.96.1").unwrap_err();
+        for words in
+            ["bridge_network_subnet \"172.26.96.0/20\"", "nomad-tasks", "172.26.96.1", "nomad-docker"]
+        {
+            assert!(error.contains(words), "{error}");
+        }
+        let error = check("nomad-tasks", "fd00:1::1").unwrap_err();
+        assert!(error.contains("bridge_network_subnet_ipv6 \"fd00:1::/64\""), "{error}");
     }
 }

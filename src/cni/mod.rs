@@ -25,12 +25,13 @@ mod version_cache;
 #[cfg(test)]
 mod tests;
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::{Map, json};
-use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard, Semaphore};
+use tokio::sync::{OnceCell, RwLock, RwLockReadGuard, RwLockWriteGuard, Semaphore};
 
 pub(crate) use self::attachment::{Attachment, Bandwidth, Capabilities, Dns, PortMapping, Protocol};
 pub(crate) use self::default_bridge::DefaultNetwork;
@@ -72,6 +73,8 @@ pub(crate) struct Cni {
     /// this.
     gc_lock: RwLock<()>,
     checks: Semaphore,
+    /// Set once the built-in bridge's addresses were found to be no other interface's.
+    bridge_checked: OnceCell<()>,
 }
 
 /// An attachment that a GC must keep.
@@ -94,7 +97,8 @@ impl Cni {
         let (versions, status, gc_lock) =
             (PluginVersionCache::default(), StatusCache::default(), RwLock::default());
         let checks = Semaphore::new(MAX_CONCURRENT_CHECKS);
-        Self { directories, config_dir, default, deadline, versions, status, gc_lock, checks }
+        let bridge_checked = OnceCell::new();
+        Self { directories, config_dir, default, deadline, versions, status, gc_lock, checks, bridge_checked }
     }
 
     /// Loads the built-in network, or the operator's network `name`, and checks that all its programs are there.
@@ -116,6 +120,21 @@ impl Cni {
             network.versions = vec![self.versions.newest_common(&network, &calls).await?];
         }
         Ok(network)
+    }
+
+    /// Checks, until it is so, that none of the built-in bridge's `own` addresses is another interface's.
+    ///
+    /// # Errors
+    /// Names the plugin option, the interface and the address.
+    pub(crate) async fn check_bridge(&self, own: &[IpAddr]) -> Result<(), Error> {
+        let check = || async move {
+            let listed = blocking::run(netns::hosts_interfaces).await;
+            let all =
+                listed.map_err(Error::io("list the addresses of", Path::new("the host's interfaces")))?;
+            self.default.check_addresses(own, &all)
+        };
+        self.bridge_checked.get_or_try_init(check).await?;
+        Ok(())
     }
 
     /// Attaches a container by each plugin in turn. `record` has what `delete` needs before the first one runs.

@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::ifaddrs::getifaddrs;
+use nix::ifaddrs::{InterfaceAddress, getifaddrs};
 use nix::mount::{MsFlags, mount};
 use nix::net::if_::InterfaceFlags;
 use nix::sched::{CloneFlags, setns, unshare};
@@ -184,6 +184,21 @@ pub(crate) async fn addresses(path: &Path) -> Result<Vec<IpAddr>, NetnsError> {
         own_addresses().map_err(NetnsError::io("list the addresses of", &path))
     })
     .await
+}
+
+/// Returns all addresses of the plugin's own namespace, the host's, each with the name of its interface. Blocking: not for
+/// an async thread.
+///
+/// # Errors
+/// If the kernel doesn't list them.
+pub(crate) fn hosts_interfaces() -> io::Result<Vec<(String, IpAddr)>> {
+    let with_name = |interface: InterfaceAddress| {
+        let address = address(&interface.address?)?;
+        // An address may have a label, which begins with the interface's name.
+        let name = interface.interface_name.split(':').next().unwrap_or_default();
+        Some((name.to_owned(), address))
+    };
+    Ok(getifaddrs()?.filter_map(with_name).collect())
 }
 
 /// Returns the addresses by which others reach the plugin's own namespace, the host's: first the one that it sends from
@@ -477,7 +492,10 @@ mod tests {
         assert_eq!(with_first(found.clone(), Some(address("10.9.9.9"))), found);
         let moved = ["fd00::1", "10.0.0.1", "10.0.0.2"].map(address);
         assert_eq!(with_first(found, Some(address("fd00::1"))), moved);
-        assert!(hosts_addresses().await.unwrap().iter().all(|address| is_global(*address)));
+        let all = hosts_interfaces().unwrap();
+        for address in hosts_addresses().await.unwrap() {
+            assert!(is_global(address) && all.iter().any(|(_, found)| *found == address), "{address}");
+        }
     }
 
     #[test]

@@ -327,6 +327,9 @@ async fn plugins(
     name: Option<&str>,
     mode: Option<&NetworkMode>,
 ) -> Result<cni::Network> {
+    if name.is_none() {
+        settings.cni.check_bridge(&settings.config.networks.bridge.addresses()).await?;
+    }
     let found = settings.cni.network(name).await;
     found.map_err(|error| match (&error, mode) {
         (cni::Error::Unknown { directory, .. }, Some(NetworkMode::Named(name))) => {

@@ -14,10 +14,11 @@ use serde_json::json;
 use crate::cases::support::web_server::{
     PORT, SERVE, fetch_hostname, network_override, offer, port, server, serving, with,
 };
-use crate::cases::support::{cases, ensure_eq};
+use crate::cases::support::{cases, ensure_eq, refused};
 
 cases!["bridges":
     the_bridge_and_its_addresses_are_the_operators_choice,
+    an_address_of_another_interface_is_refused_for_the_bridge,
     a_task_reaches_itself_by_its_port_where_the_bridge_lets_it,
     a_task_is_as_fast_as_its_bandwidth,
     many_tasks_start_and_end_on_the_bridge_at_once,
@@ -38,6 +39,28 @@ async fn the_bridge_and_its_addresses_are_the_operators_choice(case: &CaseContex
     let ports = process::output(Command::new("ip").args(["-o", "link", "show", "master", &bridge.name]))?;
     ensure_eq!(ports.lines().count(), 1);
     task.end(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn an_address_of_another_interface_is_refused_for_the_bridge(case: &CaseContext) -> Result<()> {
+    let bridge = case.environment().networks().tasks();
+    let other = format!("{}x", bridge.name);
+    let first = format!("{}1", bridge.subnet.split("0/").next().context("no subnet")?);
+    let ip = |arguments: &[&str]| process::output(Command::new("ip").args(arguments));
+    let mut plugin = case.plugin().await?;
+    let config = with(case, "true", &[("network_mode", json!("bridge"))]);
+    let task = case.prepare(&plugin, &config).await?;
+    ip(&["link", "add", &other, "type", "bridge"])?;
+    let added = ip(&["address", "add", &format!("{first}/32"), "dev", &other]);
+    let answer = plugin.start_task(task.config.clone()).await;
+    ip(&["link", "delete", &other])?;
+    added?;
+    refused(answer, &["bridge_network_subnet", &other, &first])?;
+    case.nothing_left()?;
+    let task = case.run(&plugin, &config).await?;
+    ensure_eq!(task.wait(&plugin).await?.exit_code, 0);
+    task.destroy(&plugin).await?;
+    case.nothing_left()?;
     plugin.shut_down().await
 }
 
