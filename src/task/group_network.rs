@@ -152,8 +152,10 @@ impl Tasks {
         let sweep = async move {
             let there = list_without_blocking(&directory).await?;
             let doomed = groups.known().at_sweep(&there);
-            for found in there.iter().filter(|found| !found.is_bound) {
-                netns::remove(&found.path).await?;
+            for Found { path, is_bound } in &there {
+                if !is_bound {
+                    netns::remove(path).await?;
+                }
             }
             for alloc_id in doomed {
                 netns::remove(&directory.join(&alloc_id)).await?;

@@ -15,6 +15,7 @@ use crate::devices::DevicesError;
 use crate::go_plugin::HandshakeError;
 use crate::image::ImageError;
 use crate::image::user::UserError;
+use crate::image::volumes::VolumesError;
 use crate::security::ConfinementError;
 use crate::shim::gvisor::FileError;
 use crate::sys::error_chain::Chained;
@@ -75,6 +76,11 @@ fn with_source() -> Vec<(Box<dyn StdError + Send + Sync>, &'static str, String)>
         (
             boxed(UserError::Io { doing: "mount", path: path(), source: full() }),
             "can't mount the image /x",
+            full_disk(),
+        ),
+        (
+            boxed(VolumesError::Full { at: "/x".to_owned(), source: full() }),
+            "the disk on which containerd keeps the snapshot for the image's volumes has no room for /x",
             full_disk(),
         ),
         (boxed(ConfinementError::Host { path: path(), source: full() }), "can't read /x", full_disk()),
