@@ -36,6 +36,9 @@ pub(crate) struct Names {
     pub aliases: Vec<String>,
     pub extra_hosts: Vec<(String, IpAddr)>,
     pub in_the_hosts_network: bool,
+    /// Whether the entry of the host name is docker's: an address, a tab, the name, and before its first dot once more.
+    /// Where there is no address, there is no entry.
+    pub as_docker: bool,
     /// Settings of `/etc/resolv.conf`. `None` leaves the image's own file.
     pub resolver: Option<Resolver>,
 }
@@ -131,13 +134,16 @@ impl Names {
         if !hosts.is_empty() && !hosts.ends_with('\n') {
             hosts.push('\n');
         }
-        let Self { hostname, addresses, aliases, extra_hosts, .. } = self;
+        let Self { hostname, addresses, aliases, extra_hosts, as_docker, .. } = self;
+        let between = if *as_docker { '\t' } else { ' ' };
         if !is_known(&hosts, hostname) {
-            let own = if addresses.is_empty() { &[OWN_ADDRESS][..] } else { &addresses[..] };
-            let names = [std::slice::from_ref(hostname), aliases].concat().join(" ");
-            hosts.extend(own.iter().map(|address| format!("{address} {names}\n")));
+            let has_address = *as_docker || !addresses.is_empty();
+            let own = if has_address { &addresses[..] } else { &[OWN_ADDRESS][..] };
+            let short = hostname.split_once('.').filter(|_| *as_docker).map(|(short, _)| short.to_owned());
+            let names = [std::slice::from_ref(hostname), short.as_slice(), aliases].concat().join(" ");
+            hosts.extend(own.iter().map(|address| format!("{address}{between}{names}\n")));
         }
-        let extra = extra_hosts.iter().map(|(name, address)| format!("{address} {name}\n"));
+        let extra = extra_hosts.iter().map(|(name, address)| format!("{address}{between}{name}\n"));
         extra.fold(hosts, |hosts, line| hosts + &line)
     }
 
@@ -231,6 +237,7 @@ mod tests {
             aliases: Vec::new(),
             extra_hosts: vec![("db".to_owned(), [10, 0, 0, 5].into())],
             in_the_hosts_network: false,
+            as_docker: false,
             resolver: None,
         }
     }
@@ -253,6 +260,17 @@ mod tests {
         let known = "127.0.0.1 localhost # web\n192.0.2.1 node web.example";
         assert_eq!(names("node").hosts(Some(known)), format!("{known}\n10.0.0.5 db\n"));
         assert_eq!(names("web").hosts(Some(known)), format!("{known}\n127.0.1.1 web\n10.0.0.5 db\n"));
+    }
+
+    #[test]
+    fn dockers_entry_has_a_tab_the_short_name_and_no_address_of_its_own() {
+        let addresses = vec![[172, 17, 0, 2].into()];
+        let own = Names { addresses, as_docker: true, ..names("0123456789ab") };
+        assert!(own.hosts(None).ends_with("\n172.17.0.2\t0123456789ab\n10.0.0.5\tdb\n"));
+        let long = Names { hostname: "web.some.example".to_owned(), ..own };
+        assert!(long.hosts(None).contains("\n172.17.0.2\tweb.some.example web\n"));
+        let without = Names { addresses: Vec::new(), ..long };
+        assert_eq!(without.hosts(None), format!("{USUAL_HOSTS}10.0.0.5\tdb\n"));
     }
 
     #[test]

@@ -16,6 +16,8 @@ use crate::sys::procfs::ProcessId;
 /// Maximum length of the readable part of an id, in front of the hash; containerd takes ids of up to 76 characters.
 const NAME_LIMIT: usize = 40;
 const HASH_LENGTH: usize = 20;
+/// Length of an id of docker's in its short form.
+const SHORT_ID_LENGTH: usize = 12;
 
 #[derive(Clone)]
 pub(super) struct ContainerHandles {
@@ -107,12 +109,21 @@ pub(super) fn container_id(task_id: &str) -> String {
     let mut readable = words.collect::<Vec<_>>().join("-");
     readable.truncate(NAME_LIMIT);
     let readable = readable.trim_end_matches('-');
-    let hash: String = Sha256::digest(task_id).iter().map(|byte| format!("{byte:02x}")).collect();
+    let hash = hash(task_id);
     if readable.is_empty() {
         format!("task-{}", &hash[..HASH_LENGTH])
     } else {
         format!("{readable}-{}", &hash[..HASH_LENGTH])
     }
+}
+
+/// Returns docker's host name of a task: twelve digits, here of its container's id, so that each attempt has others.
+pub(super) fn short_id(task_id: &str) -> String {
+    hash(task_id)[..SHORT_ID_LENGTH].to_owned()
+}
+
+fn hash(task_id: &str) -> String {
+    Sha256::digest(task_id).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]
@@ -130,5 +141,14 @@ mod tests {
             assert!(id.len() <= 76 && words.iter().all(|w| !w.is_empty()), "{id}");
             assert!(id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-'), "{id}");
         }
+    }
+
+    #[test]
+    fn short_ids_are_hexadecimal_digits_of_the_containers_id() {
+        let id = "5f1b/web/0a1b2c3d";
+        let short = short_id(id);
+        assert!(short.len() == 12 && short.bytes().all(|digit| digit.is_ascii_hexdigit()), "{short}");
+        assert!(container_id(id).starts_with(&format!("web-{short}")), "{short}");
+        assert_ne!(short, short_id("5f1b/web/0a1b2c3e"));
     }
 }

@@ -10,8 +10,8 @@ use nomad_proto::driver as pb;
 use super::host_facts;
 use crate::cgroup::Cgroup;
 use crate::config::{
-    Archive, DevicePath, Dns, DnsOptions, HostAddress, Names as RequestedNames, ResolvedPath, Sharing,
-    TaskOptions,
+    Archive, DevicePath, Dns, DnsOptions, DriverName, HostAddress, Names as RequestedNames, ResolvedPath,
+    Sharing, TaskOptions,
 };
 use crate::containerd::{ArchiveSource, LOADED};
 use crate::devices::{self, DeviceEdits};
@@ -24,6 +24,7 @@ use crate::spec::{self, BoundFile};
 use crate::sys::blocking;
 use crate::sys::host_path::{self, Area};
 use crate::task::Settings;
+use crate::task::container::short_id;
 use crate::task::error::{Error, Result};
 use crate::task::group_network::check_hostname;
 use crate::task::mounts::{Sources, directory_of, off_thread};
@@ -89,20 +90,7 @@ impl StartPlan {
             node.network_parameters.clear();
         }
         let runtime = Runtime::of(settings, &options, config).await?;
-        let hostname = match &options.names.hostname {
-            Some(name) => name.clone(),
-            // In the host's network programs look up the address of their host's name.
-            None if options.namespaces.uts_mode == Sharing::Host || network.is_the_hosts() => {
-                etc_files::hosts_own()?
-            }
-            None => match groups_hosts(config, &options).map(|hosts| hosts.hostname.as_str()) {
-                Some(name) if !name.is_empty() => {
-                    check_hostname(name)?;
-                    name.to_owned()
-                }
-                _ => hostname(config),
-            },
-        };
+        let hostname = hostname(settings.config.name, &options, network.is_the_hosts(), config)?;
         spec::check(&options.limits, &settings.config.limits, config, &node)?;
         if options.limits.cpu.is_pinned() {
             cgroup.leave_shared();
@@ -144,6 +132,8 @@ impl StartPlan {
             aliases: self.network.aliases().to_vec(),
             extra_hosts: extra_hosts(settings, &self.options.names, joined).await?,
             in_the_hosts_network: self.network.is_the_hosts(),
+            // Nomad's own file of a group has its entry in another form.
+            as_docker: settings.config.name.is_docker() && nomads.is_none(),
             resolver: resolver(config, &self.options.names, &joined.dns),
         };
         let bundle = bundle.clone();
@@ -270,9 +260,37 @@ async fn extra_hosts(
     Ok(entries.collect())
 }
 
-/// Returns a host name that tells tasks apart: the task's name and the start of its allocation's id, in the letters of
-/// host names.
-fn hostname(config: &pb::TaskConfig) -> String {
+/// Returns the task's host name: the job's, the host's, the group's, or else one that tells tasks apart.
+///
+/// # Errors
+/// If the group's can't be one, or the host's can't be read.
+fn hostname(
+    driver: DriverName,
+    options: &TaskOptions,
+    in_the_hosts_network: bool,
+    config: &pb::TaskConfig,
+) -> Result<String> {
+    if let Some(name) = &options.names.hostname {
+        return Ok(name.clone());
+    }
+    // With the host's UTS namespace, docker's files and variable have the task's own name all the same.
+    let shares_name = options.namespaces.uts_mode == Sharing::Host && !driver.is_docker();
+    // In the host's network programs look up the address of their host's name.
+    if shares_name || in_the_hosts_network {
+        return Ok(etc_files::hosts_own()?);
+    }
+    match groups_hosts(config, options).map(|hosts| hosts.hostname.as_str()) {
+        Some(name) if !name.is_empty() => {
+            check_hostname(name)?;
+            Ok(name.to_owned())
+        }
+        _ if driver.is_docker() => Ok(short_id(&config.id)),
+        _ => Ok(readable_name(config)),
+    }
+}
+
+/// Returns the task's name and the start of its allocation's id, in the letters of host names.
+fn readable_name(config: &pb::TaskConfig) -> String {
     let short = config.alloc_id.get(..8).unwrap_or(&config.alloc_id);
     let full = format!("{}-{short}", config.name);
     let letters = full.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' });
@@ -330,7 +348,7 @@ mod tests {
     #[test]
     fn a_hostname_has_only_the_letters_of_one() {
         let named = |name: &str| {
-            hostname(&pb::TaskConfig {
+            readable_name(&pb::TaskConfig {
                 name: name.to_owned(),
                 alloc_id: "5f1b2c3d-0000".to_owned(),
                 ..Default::default()
@@ -339,5 +357,35 @@ mod tests {
         assert_eq!(named("redis_task"), "redis-task-5f1b2c3d");
         assert_eq!(named("ü"), "5f1b2c3d");
         assert!(named(&"x".repeat(100)).len() <= 63);
+    }
+
+    #[test]
+    fn the_default_hostname_is_a_short_id_under_dockers_name() {
+        use DriverName::{ContainerdDriver, Docker};
+        let hosts = pb::HostsConfig { hostname: "of-the-group".to_owned(), ..Default::default() };
+        let group = pb::NetworkIsolationSpec { hosts_config: Some(hosts), ..Default::default() };
+        let alone = pb::TaskConfig {
+            id: "5f1b2c3d-0000/web/0a1b2c3d".to_owned(),
+            name: "web".to_owned(),
+            alloc_id: "5f1b2c3d-0000".to_owned(),
+            ..Default::default()
+        };
+        let in_group = pb::TaskConfig { network_isolation_spec: Some(group), ..alone.clone() };
+        let (short, hosts_own) = (short_id(&alone.id), etc_files::hosts_own().unwrap());
+        let mut options = TaskOptions::default();
+        let named = |driver, options: &TaskOptions, in_the_hosts_network, config| {
+            hostname(driver, options, in_the_hosts_network, config).unwrap()
+        };
+        assert_eq!(named(Docker, &options, false, &alone), short);
+        assert_eq!(named(ContainerdDriver, &options, false, &alone), "web-5f1b2c3d");
+        for driver in [ContainerdDriver, Docker] {
+            assert_eq!(named(driver, &options, false, &in_group), "of-the-group");
+            assert_eq!(named(driver, &options, true, &alone), hosts_own);
+        }
+        options.namespaces.uts_mode = Sharing::Host;
+        assert_eq!(named(Docker, &options, false, &alone), short);
+        assert_eq!(named(ContainerdDriver, &options, false, &alone), hosts_own);
+        options.names.hostname = Some("own".to_owned());
+        assert_eq!(named(Docker, &options, true, &in_group), "own");
     }
 }

@@ -27,11 +27,17 @@ cases!["networks of docker":
     the_words_of_docker_name_a_network,
     a_tasks_mode_counts_before_its_groups_network,
     options_without_an_effect_are_taken,
+    the_host_name_is_a_short_id_of_the_attempts_own,
     a_groups_network_is_made_once_and_removed,
     a_groups_network_that_nobody_knows_is_removed,
     the_tasks_of_a_group_have_its_hostname,
     the_parameters_of_a_groups_network_are_set_once,
 ];
+
+/// Returns whether a host name is docker's: the first digits of a container's id.
+fn is_short_id(name: &str) -> bool {
+    name.len() == 12 && name.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
 
 async fn a_task_without_a_network_is_on_the_bridge(case: &CaseContext) -> Result<()> {
     let mut plugin = case.docker().await?;
@@ -41,8 +47,8 @@ async fn a_task_without_a_network_is_on_the_bridge(case: &CaseContext) -> Result
         let number = free_port()?;
         offer(&mut task, vec![port("http", number, PORT, "127.0.0.1")]);
         let task = serving(task, &plugin).await?;
-        let name = format!("web-{}", &task.alloc.id[..8]);
-        ensure_eq!(fetch_hostname("127.0.0.1", number)?, name);
+        let name = fetch_hostname("127.0.0.1", number)?;
+        ensure!(is_short_id(&name), "the host name is {name:?}");
         let network = network_override(&plugin, &task).await?;
         let bridge = case.environment().networks().docker();
         ensure!(bridge.has(&network.addr), "{} is not in {}", network.addr, bridge.subnet);
@@ -68,7 +74,8 @@ async fn ports_of_a_tasks_own_network_are_published_and_mapped(case: &CaseContex
     resources.allocated_resources.get_or_insert_default().networks = vec![network];
     let task = serving(task, &plugin).await?;
     ensure_eq!(task.alloc.stdout.text(), format!("NOMAD_PORT_http={PORT}\nup\n"));
-    ensure_eq!(fetch_hostname("127.0.0.1", number)?, format!("web-{}", &task.alloc.id[..8]));
+    let name = fetch_hostname("127.0.0.1", number)?;
+    ensure!(is_short_id(&name), "the host name is {name:?}");
     task.end(&plugin).await?;
     // The group's ports have a number of their own in the task.
     let mut task =
@@ -106,7 +113,7 @@ async fn the_words_of_docker_name_a_network(case: &CaseContext) -> Result<()> {
     let task = server(case, &plugin, &[("network_mode", json!("backend"))]).await?;
     let network = network_override(&plugin, &task).await?;
     ensure!(case.environment().networks().described().has(&network.addr), "{network:?}");
-    let name = format!("web-{}", &task.alloc.id[..8]);
+    let name = fetch_hostname(&network.addr, PORT)?;
     let script = "wget -q -O - http://127.0.0.1:8080/hostname";
     for container in ["container:web".to_owned(), format!("container:web-{}", task.alloc.id)] {
         let options = [("network_mode", json!(container))];
@@ -180,6 +187,41 @@ async fn options_without_an_effect_are_taken(case: &CaseContext) -> Result<()> {
     let mut task = case.prepare(&plugin, &with(case, "true", &[("ipv4_address", json!("10.0.0.5"))])).await?;
     task.config.network_isolation_spec = Some(group.spec());
     refused(plugin.start_task(task.config.clone()).await, &["ipv4_address"])?;
+    case.nothing_left()?;
+    plugin.shut_down().await
+}
+
+async fn the_host_name_is_a_short_id_of_the_attempts_own(case: &CaseContext) -> Result<()> {
+    let mut plugin = case.docker().await?;
+    let script = "hostname; cat /etc/hostname; echo $HOSTNAME; grep $HOSTNAME /etc/hosts";
+    let mut names = Vec::new();
+    let mut task =
+        case.prepare_unread(&plugin, &with(case, &format!("({script}) > /local/said"), &[])).await?;
+    for _ in 0..2 {
+        task.start(&plugin).await?;
+        ensure_eq!(task.wait(&plugin).await?.exit_code, 0);
+        let address = network_override(&plugin, &task).await?.addr;
+        let said = std::fs::read_to_string(task.alloc.task_path("local/said"))?;
+        let name = said.lines().next().unwrap_or_default().to_owned();
+        ensure!(is_short_id(&name), "the host name is {name:?}");
+        ensure_eq!(said, format!("{name}\n{name}\n{name}\n{address}\t{name}\n"));
+        task.destroy(&plugin).await?;
+        task.next_attempt()?;
+        names.push(name);
+    }
+    ensure!(names[0] != names[1], "two attempts have one name, {names:?}");
+    let of_host = std::fs::read_to_string("/proc/sys/kernel/hostname")?;
+    // The kernel has the host's name, the files and the variable have the task's own.
+    let task = case.run(&plugin, &with(case, script, &[("uts_mode", json!("host"))])).await?;
+    let said = task.stdout(&plugin).await?;
+    let lines: Vec<_> = said.lines().collect();
+    ensure!(lines[0] == of_host.trim() && is_short_id(lines[1]) && lines[2] == lines[1], "{said}");
+    task.destroy(&plugin).await?;
+    // Without an address there is no entry.
+    let options = [("network_mode", json!("none")), ("hostname", json!("some.where"))];
+    let task = case.run(&plugin, &with(case, "hostname; grep -c where /etc/hosts || :", &options)).await?;
+    ensure_eq!(task.stdout(&plugin).await?, "some.where\n0\n");
+    task.destroy(&plugin).await?;
     case.nothing_left()?;
     plugin.shut_down().await
 }
