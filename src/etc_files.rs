@@ -1,5 +1,5 @@
-//! A task's `/etc/hostname`, `/etc/hosts` and `/etc/resolv.conf`. They are written for each task, and the task may
-//! change them.
+//! A task's `/etc/hostname`, `/etc/hosts` and `/etc/resolv.conf`. They are written for each task, which may
+//! change them unless its driver's name has them read-only.
 //!
 //! Source of the facts: hosts(5), resolv.conf(5), systemd-resolved.service(8); the default contents are docker's
 //! (moby/libnetwork `etchosts`, `resolvconf`).
@@ -15,8 +15,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-const HOSTS: &str = "/etc/hosts";
-const RESOLV_CONF: &str = "/etc/resolv.conf";
+pub(crate) const HOSTS: &str = "/etc/hosts";
+pub(crate) const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// File in which systemd-resolved lists the servers that it asks itself.
 const UPSTREAM_RESOLV_CONF: &str = "/run/systemd/resolve/resolv.conf";
 const HOSTNAME: &str = "/proc/sys/kernel/hostname";

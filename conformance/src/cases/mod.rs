@@ -68,7 +68,7 @@ pub fn all() -> Vec<Case> {
         in_sandboxes(),
         isolation::capabilities::cases(),
         networks::cni::cases(),
-        networks::docker::cases(),
+        under_dockers_name(),
         isolation::seccomp::cases(),
         isolation::privileged::cases(),
         lifecycle::labels::cases(),
@@ -115,6 +115,11 @@ fn of_registries() -> Vec<Case> {
         registries::tokens::cases(),
     ];
     all.into_iter().flatten().collect()
+}
+
+/// Returns the cases of what the driver does otherwise under the name `docker`.
+fn under_dockers_name() -> Vec<Case> {
+    networks::docker::cases().into_iter().chain(isolation::docker::cases()).collect()
 }
 
 /// Returns the cases that are only for gVisor's sandboxes.

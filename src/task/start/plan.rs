@@ -143,7 +143,10 @@ impl StartPlan {
             Ok::<_, Error>(texts.write(&directory)?)
         };
         let files = blocking::run(write).await?;
-        let bound = |NameFile { source, at }| BoundFile { source, at, writable: true };
+        let bound = |NameFile { source, at }| {
+            let writable = is_writable(settings.config.name, &self.options, config, at);
+            BoundFile { source, at, writable }
+        };
         Ok(files.into_iter().map(bound).collect())
     }
 }
@@ -237,6 +240,17 @@ fn resolver(config: &pb::TaskConfig, requested: &RequestedNames, plugins: &cni::
 fn groups_hosts<'a>(config: &'a pb::TaskConfig, options: &TaskOptions) -> Option<&'a pb::HostsConfig> {
     let group = config.network_isolation_spec.as_ref().filter(|_| options.network.mode.is_none())?;
     group.hosts_config.as_ref()
+}
+
+/// Returns whether the task may change one of its name files. Docker's are as writable as the root, but that a group's hosts
+/// are always, and a resolver that Nomad has set never is.
+fn is_writable(driver: DriverName, options: &TaskOptions, config: &pb::TaskConfig, at: &str) -> bool {
+    match at {
+        _ if !driver.is_docker() => true,
+        etc_files::HOSTS if groups_hosts(config, options).is_some() => true,
+        etc_files::RESOLV_CONF if config.dns.is_some() => false,
+        _ => !options.security.readonly_rootfs,
+    }
 }
 
 /// Returns the entries of `/etc/hosts` that the job adds. A host with several addresses has an entry for each.
@@ -343,6 +357,26 @@ mod tests {
         assert_eq!(groups_hosts(&pb::TaskConfig::default(), &options), None);
         options.network.mode = Some(NetworkMode::Bridge);
         assert_eq!(groups_hosts(&config, &options), None);
+    }
+
+    #[test]
+    fn under_dockers_name_a_read_only_root_has_read_only_name_files() {
+        use DriverName::{ContainerdDriver, Docker};
+        let (mut options, mut config) = (TaskOptions::default(), pb::TaskConfig::default());
+        let files = [etc_files::HOSTS, "/etc/hostname", etc_files::RESOLV_CONF];
+        let writable = |driver, options: &TaskOptions, config: &pb::TaskConfig| {
+            files.map(|at| is_writable(driver, options, config, at))
+        };
+        assert_eq!(writable(Docker, &options, &config), [true; 3]);
+        options.security.readonly_rootfs = true;
+        assert_eq!(writable(Docker, &options, &config), [false; 3]);
+        let hosts_config = Some(pb::HostsConfig::default());
+        config.network_isolation_spec = Some(pb::NetworkIsolationSpec { hosts_config, ..Default::default() });
+        assert_eq!(writable(Docker, &options, &config), [true, false, false]);
+        config.dns = Some(pb::DnsConfig::default());
+        assert_eq!(writable(ContainerdDriver, &options, &config), [true; 3]);
+        options.security.readonly_rootfs = false;
+        assert_eq!(writable(Docker, &options, &config), [true, true, false]);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 pub mod allowed_modes;
 pub mod capabilities;
 pub mod devices;
+pub mod docker;
 pub mod gvisor;
 pub mod mounts;
 pub mod privileged;
