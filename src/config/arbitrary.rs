@@ -150,10 +150,12 @@ fn mutated(valid: impl Strategy<Value = Value>) -> impl Strategy<Value = Vec<u8>
 
 /// Decodes the bytes as a task's and as the plugin's configuration; a refusal must have a text.
 fn decode_all(bytes: &[u8]) {
-    let task = TaskOptions::decode(bytes).err();
-    let plugins = NAMES.into_iter().filter_map(|name| PluginConfig::decode(name, bytes).err());
-    for error in task.into_iter().chain(plugins) {
-        assert!(!error.to_string().is_empty());
+    let decoded = |name| {
+        let plugin = PluginConfig::decode(name, bytes).err().map(|error| error.to_string());
+        [TaskOptions::decode(name, bytes).err().map(|error| error.to_string()), plugin]
+    };
+    for error in NAMES.into_iter().flat_map(decoded).flatten() {
+        assert!(!error.is_empty());
     }
 }
 
@@ -172,7 +174,7 @@ proptest! {
     #[test]
     fn random_options_are_decoded_or_refused_by_name(task in task(), (name, plugin) in plugin()) {
         let encoded = |value: &Value| rmp_serde::to_vec_named(value).unwrap();
-        let (decoded, operators) = (TaskOptions::decode(&encoded(&task)), PluginConfig::decode(name, &encoded(&plugin)));
+        let (decoded, operators) = (TaskOptions::decode(name, &encoded(&task)), PluginConfig::decode(name, &encoded(&plugin)));
         if let (Ok(task), Ok(Some(plugin))) = (&decoded, &operators) {
             let _ = task.permitted_by(plugin);
         }

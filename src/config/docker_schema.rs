@@ -287,7 +287,8 @@ fn docker_jobs_are_taken() {
     for (job, wanted) in &jobs {
         let mut all = Map::from_iter([("image".to_owned(), json!("redis"))]);
         all.extend(job.as_object().unwrap().clone());
-        let taken = match TaskOptions::decode(&rmp_serde::to_vec_named(&all).unwrap()) {
+        let bytes = rmp_serde::to_vec_named(&all).unwrap();
+        let taken = match TaskOptions::decode(DriverName::ContainerdDriver, &bytes) {
             Ok(options) if options.warnings.is_empty() => Done,
             Ok(_) => Warned,
             Err(error) => match wanted {

@@ -158,7 +158,7 @@ fn the_page_of_task_options_matches_the_schema() {
         page: TASK,
         schema: TaskOptions::schema(),
         required: json!({ "image": "redis" }),
-        decode: TaskOptions::decode,
+        decode: |options| TaskOptions::decode(DriverName::ContainerdDriver, options),
     };
     held.assert_in_step(|section| {
         let name = section.name;

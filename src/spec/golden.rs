@@ -105,7 +105,8 @@ pub(super) fn built(options: &TaskOptions, task: &pb::TaskConfig) -> Result<Valu
 }
 
 fn is_as_recorded(name: &str, options: &Value, change: impl FnOnce(&mut pb::TaskConfig)) {
-    let options = TaskOptions::decode(&rmp_serde::to_vec_named(options).unwrap()).unwrap();
+    let bytes = rmp_serde::to_vec_named(options).unwrap();
+    let options = TaskOptions::decode(DriverName::ContainerdDriver, &bytes).unwrap();
     let mut task = task();
     change(&mut task);
     let spec = built(&options, &task).unwrap();

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::golden::{built, task};
 use super::*;
-use crate::config::arbitrary;
+use crate::config::{DriverName, arbitrary};
 
 fn texts<'a>(spec: &'a Value, list: &str, field: &str) -> Vec<&'a str> {
     let entries = spec.pointer(list).and_then(Value::as_array).into_iter().flatten();
@@ -36,7 +36,7 @@ proptest! {
     #[test]
     fn random_options_keep_the_specifications_invariants(options in arbitrary::task()) {
         let bytes = rmp_serde::to_vec_named(&options).unwrap();
-        let Ok(options) = TaskOptions::decode(&bytes) else { return Ok(()) };
+        let Ok(options) = TaskOptions::decode(DriverName::ContainerdDriver, &bytes) else { return Ok(()) };
         match built(&options, &task()) {
             Ok(spec) => {
                 check(&spec)?;
@@ -54,7 +54,7 @@ fn most_random_options_make_a_specification() {
     let mut runner = TestRunner::deterministic();
     let made = |_: &u32| {
         let options = arbitrary::task().new_tree(&mut runner).unwrap().current();
-        let options = TaskOptions::decode(&rmp_serde::to_vec_named(&options).unwrap());
+        let options = TaskOptions::decode(DriverName::Docker, &rmp_serde::to_vec_named(&options).unwrap());
         options.is_ok_and(|options| built(&options, &task()).is_ok())
     };
     // About one in eight is; the order in a map of options is random, here too.

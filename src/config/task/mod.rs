@@ -119,11 +119,11 @@ impl TaskOptions {
         object([("image", required("image", "string"))].into_iter().chain(groups.into_iter().flatten()))
     }
 
-    /// Decodes the configuration that Nomad sends.
+    /// Decodes the configuration that Nomad sends. Some options have docker's defaults under its name.
     ///
     /// # Errors
     /// Names the option that is missing or has an invalid value.
-    pub(crate) fn decode(msgpack: &[u8]) -> Result<Self, ConfigError> {
+    pub(crate) fn decode(driver: DriverName, msgpack: &[u8]) -> Result<Self, ConfigError> {
         let Raw {
             image,
             archive,
@@ -149,7 +149,9 @@ impl TaskOptions {
         let image = without_scheme(image);
         let mut warnings = Warnings::default();
         other_drivers.decode(&mut warnings)?;
-        let (process, names, namespaces) = (process.decode()?, names.decode()?, namespaces.decode()?);
+        let process = process.decode()?;
+        let names = names.decode(driver, &mut warnings)?;
+        let namespaces = namespaces.decode(driver, &mut warnings)?;
         let mounts = mounts.decode(&mut warnings)?;
         namespaces.check_conflicts(&process, &names, &mounts)?;
         let network = network.decode()?;
@@ -205,6 +207,11 @@ impl TaskOptions {
         Ok(network)
     }
 
+    /// Adds a warning for each option that has no effect in the task's network, and that docker's driver takes there.
+    pub(crate) fn warn_of_idle(&mut self, driver: DriverName, network: &Network) {
+        self.network.warn_of_idle(driver, network, &mut self.warnings);
+    }
+
     /// Checks the job's options against what the operator allows.
     ///
     /// # Errors
@@ -256,7 +263,11 @@ pub(crate) mod tests {
     use crate::sys::error_chain::Chained;
 
     pub(crate) fn decode(options: &Value) -> Result<TaskOptions, ConfigError> {
-        TaskOptions::decode(&rmp_serde::to_vec_named(options).unwrap())
+        decode_as(DriverName::ContainerdDriver, options)
+    }
+
+    pub(crate) fn decode_as(driver: DriverName, options: &Value) -> Result<TaskOptions, ConfigError> {
+        TaskOptions::decode(driver, &rmp_serde::to_vec_named(options).unwrap())
     }
 
     /// Returns the error of a job with this option and value.
@@ -301,7 +312,7 @@ pub(crate) mod tests {
         let no_image = decode(&json!({"args": null, "command": "x", "image": null})).unwrap_err().to_string();
         assert!(no_image.contains("image"), "{no_image}");
         for bytes in [&b""[..], b"\xc1", b"\x81\xa5image", &rmp_serde::to_vec(&[1, 2]).unwrap()] {
-            let error = TaskOptions::decode(bytes).unwrap_err().to_string();
+            let error = TaskOptions::decode(DriverName::Docker, bytes).unwrap_err().to_string();
             assert!(error.starts_with("the task configuration can't be decoded"), "{error}");
         }
     }
@@ -315,7 +326,13 @@ mod fuzz {
     use crate::config::{DriverName, PluginConfig};
 
     fn check(msgpack: &[u8]) {
-        let Ok(options) = TaskOptions::decode(msgpack) else { return };
+        for driver in [DriverName::ContainerdDriver, DriverName::Docker] {
+            check_as(driver, msgpack);
+        }
+    }
+
+    fn check_as(driver: DriverName, msgpack: &[u8]) {
+        let Ok(options) = TaskOptions::decode(driver, msgpack) else { return };
         for mount in &options.mounts.list {
             assert!(mount.target.starts_with('/') && !mount.target.contains('\0'), "{mount:?}");
             assert!(!mount.target.split('/').any(|part| matches!(part, "." | "..")), "{mount:?}");

@@ -6,7 +6,7 @@ use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
 
 use crate::config::hclspec::{default, optional};
-use crate::config::{ConfigError, reject_nulls, value};
+use crate::config::{ConfigError, DriverName, Warnings, reject_nulls, value};
 
 /// The kernel's maximum length of a host name, in bytes.
 const HOSTNAME_LIMIT: usize = 64;
@@ -72,9 +72,13 @@ pub(super) fn schema() -> Vec<(&'static str, Spec)> {
 }
 
 impl Raw {
-    pub(super) fn decode(self) -> Result<Names, ConfigError> {
+    pub(super) fn decode(self, driver: DriverName, warnings: &mut Warnings) -> Result<Names, ConfigError> {
         let Self { hostname, host_dns, extra_hosts, dns_servers, dns_search_domains, dns_options } = self;
-        let dns_servers = reject_nulls("dns_servers", dns_servers)?.into_iter().map(server);
+        let mut dns_servers = reject_nulls("dns_servers", dns_servers)?;
+        if driver.is_docker() {
+            leave_out_names(&mut dns_servers, warnings);
+        }
+        let dns_servers = dns_servers.into_iter().map(server);
         let extra_hosts = reject_nulls("extra_hosts", extra_hosts)?.into_iter().map(extra_host);
         Ok(Names {
             hostname: hostname.filter(|name| !name.is_empty()).map(checked_hostname).transpose()?,
@@ -144,6 +148,17 @@ fn extra_host(entry: String) -> Result<(String, HostAddress), ConfigError> {
     }
 }
 
+/// Leaves out servers that are no addresses, as docker's driver does.
+fn leave_out_names(servers: &mut Vec<String>, warnings: &mut Warnings) {
+    servers.retain(|text| {
+        let is_address = text.parse::<IpAddr>().is_ok();
+        if !is_address {
+            warnings.add("dns_servers", format!("{text:?} is not an IP address, and is left out"));
+        }
+        is_address
+    });
+}
+
 fn server(text: String) -> Result<IpAddr, ConfigError> {
     text.parse().map_err(|_| value("dns_servers", text, "it must be an IP address"))
 }
@@ -163,7 +178,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::config::task::tests::{decode, refusal};
+    use crate::config::task::tests::{decode, decode_as, refusal};
 
     #[test]
     fn hostnames_are_validated() {
@@ -192,6 +207,15 @@ mod tests {
                 refusal(option, json!([wrong]));
             }
         }
+    }
+
+    #[test]
+    fn under_dockers_name_a_server_that_is_no_address_is_left_out() {
+        let options = json!({"image": "redis", "dns_servers": ["dns.example", "10.0.0.1"]});
+        let options = decode_as(DriverName::Docker, &options).unwrap();
+        assert_eq!(options.names.resolver.servers, ["10.0.0.1".parse::<IpAddr>().unwrap()]);
+        let texts: Vec<_> = options.warnings.texts().collect();
+        assert!(texts.len() == 1 && texts[0].starts_with("dns_servers: \"dns.example\""), "{texts:?}");
     }
 
     #[test]

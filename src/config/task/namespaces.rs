@@ -10,7 +10,7 @@ use super::sysctl::{self, Owner};
 use super::{Mounts, Names, Network, Process};
 use crate::config::hclspec::optional;
 use crate::config::plugin::AllowedModes;
-use crate::config::{ConfigError, string_map, value};
+use crate::config::{ConfigError, DriverName, Warnings, string_map, value};
 
 /// The options about a task's namespaces.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -66,8 +66,21 @@ pub(super) fn schema() -> Vec<(&'static str, Spec)> {
 }
 
 impl Raw {
-    pub(super) fn decode(self) -> Result<Namespaces, ConfigError> {
+    pub(super) fn decode(
+        self,
+        driver: DriverName,
+        warnings: &mut Warnings,
+    ) -> Result<Namespaces, ConfigError> {
         let Self { pid_mode, ipc_mode, uts_mode, cgroupns, userns_mode, userns, host_network, sysctl } = self;
+        let userns_mode = userns_mode.filter(|mode| {
+            // A dockerd that maps no users does not look at the word.
+            let is_ignored = driver.is_docker() && !mode.is_empty() && mode != "host";
+            if is_ignored {
+                let why = format!("{mode:?} is none of its values; the task is in the host's user namespace");
+                warnings.add("userns_mode", why);
+            }
+            !is_ignored
+        });
         let sharing = |option, mode| Ok(Sharing::named(option, mode)?.unwrap_or_default());
         let without_shm = ipc_mode.as_deref() == Some("none");
         // Nobody shares a task's own, as somebody could under docker.
@@ -204,7 +217,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::config::task::tests::{decode, refusal};
+    use crate::config::task::tests::{decode, decode_as, refusal};
 
     fn of(options: Value) -> Namespaces {
         let mut options = options;
@@ -221,6 +234,17 @@ mod tests {
             assert!(refusal(option, json!("container:db")).contains("/alloc"));
         }
         assert_eq!(of(json!({"ipc_mode": "", "cgroupns": "private"})).cgroupns, Some(Sharing::Private));
+    }
+
+    #[test]
+    fn under_dockers_name_an_unknown_user_namespace_has_no_effect() {
+        let decoded = |options: &Value| decode_as(DriverName::Docker, options).unwrap();
+        let ignored = decoded(&json!({"image": "redis", "userns_mode": "nonsense"}));
+        assert!(!ignored.namespaces.userns_is_the_hosts);
+        assert_eq!(ignored.warnings.options(), ["userns_mode"]);
+        let host = decoded(&json!({"image": "redis", "userns_mode": "host"}));
+        assert!(host.namespaces.userns_is_the_hosts && host.warnings.is_empty());
+        assert!(decode_as(DriverName::Docker, &json!({"image": "redis", "userns": "auto"})).is_err());
     }
 
     #[test]

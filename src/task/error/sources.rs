@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use shim_protos::{BootstrapError, CallError};
 
 use super::{Cause, Error};
-use crate::config::{ConfigError, TaskOptions};
+use crate::config::{ConfigError, DriverName, TaskOptions};
 use crate::devices::DevicesError;
 use crate::go_plugin::HandshakeError;
 use crate::image::ImageError;
@@ -151,7 +151,7 @@ fn texts_around_another_errors_have_no_source() {
 
 #[test]
 fn a_configuration_that_ends_too_early_is_told_in_one_sentence() {
-    let error = TaskOptions::decode(&[0x81]).unwrap_err();
+    let error = TaskOptions::decode(DriverName::ContainerdDriver, &[0x81]).unwrap_err();
     assert!(matches!(&error, ConfigError::Malformed { .. }), "{error:?}");
     let decoder = error.source().unwrap();
     assert_eq!(error.chain().to_string(), format!("the task configuration can't be decoded: {decoder}"));

@@ -65,11 +65,12 @@ impl StartPlan {
         config: &pb::TaskConfig,
         timeline: &Timeline,
     ) -> Result<Self> {
-        let options = TaskOptions::decode(&config.msgpack_driver_config)?;
+        let mut options = TaskOptions::decode(settings.config.name, &config.msgpack_driver_config)?;
         options.permitted_by(&settings.config)?;
         spec::check_words(&options.process, &config.env)?;
         let (group, allowed) = (config.network_isolation_spec.as_ref(), &settings.config.allowed_modes);
         let network = options.network_permitted_by(settings.config.name, group, allowed)?;
+        options.warn_of_idle(settings.config.name, &network);
         let mut cgroup = cgroup_of(config);
         let devices = (options.devices.clone(), devices_of_nomad(config)?, settings.config.devices.clone());
         // None of these depends on another. Which error is reported does not depend on which was found first.

@@ -168,21 +168,40 @@ async fn a_tasks_mode_counts_before_its_groups_network(case: &CaseContext) -> Re
 async fn options_without_an_effect_are_taken(case: &CaseContext) -> Result<()> {
     let mut plugin = case.docker().await?;
     let group = GroupNetwork::make(&case.directory())?;
-    for (mode, spec) in [
-        (json!(null), Some(group.spec())),
-        (json!("host"), None),
-        (json!("none"), None),
+    let mut events = plugin.events().await?;
+    for (mode, spec, is_idle) in [
+        (json!(null), Some(group.spec()), true),
+        (json!("host"), None, true),
+        (json!("none"), None, true),
         // The bridge has no IPv6 addresses.
-        (json!("bridge"), None),
+        (json!("bridge"), None, false),
     ] {
-        let options =
-            [("network_mode", mode), ("ports", json!(["http"])), ("advertise_ipv6_address", json!(true))];
+        let options = [
+            ("network_mode", mode),
+            ("ports", json!(["http"])),
+            ("advertise_ipv6_address", json!(true)),
+            ("mac_address", json!("02:42:ac:11:00:99")),
+            ("userns_mode", json!("nonsense")),
+            ("dns_servers", json!(["dns.example"])),
+        ];
         let mut task = case.prepare(&plugin, &with(case, "echo runs", &options)).await?;
         offer(&mut task, vec![port("http", free_port()?, PORT, "127.0.0.1")]);
         task.config.network_isolation_spec = spec;
         task.start(&plugin).await?;
         ensure_eq!(task.stdout(&plugin).await?, "runs\n");
         task.destroy(&plugin).await?;
+        let named = loop {
+            let event = tokio::time::timeout(LIMIT, events.message()).await.context("no event came")??;
+            let event = event.context("the events ended")?;
+            if event.task_id == task.config.id
+                && let Some(options) = event.annotations.get("options")
+            {
+                break options.clone();
+            }
+        };
+        let always = "dns_servers, userns_mode";
+        let idle = if is_idle { ", ports, mac_address, advertise_ipv6_address" } else { "" };
+        ensure_eq!(named, format!("{always}{idle}"));
     }
     let mut task = case.prepare(&plugin, &with(case, "true", &[("ipv4_address", json!("10.0.0.5"))])).await?;
     task.config.network_isolation_spec = Some(group.spec());

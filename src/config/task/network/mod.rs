@@ -11,7 +11,7 @@ use serde::Deserialize;
 use super::namespaces::Namespaces;
 use crate::config::hclspec::optional;
 use crate::config::plugin::AllowedModes;
-use crate::config::{ConfigError, DriverName, value};
+use crate::config::{ConfigError, DriverName, Warnings, value};
 pub(crate) use bandwidth::{Bandwidth, Rate};
 pub(crate) use mode::NetworkMode;
 pub(crate) use own_network::OwnNetworkOptions;
@@ -118,6 +118,18 @@ impl NetworkOptions {
         self.check_own_network(driver, &network)?;
         namespaces.own_sysctl(&network, self.mode == Some(NetworkMode::Host))?;
         Ok(network)
+    }
+
+    /// Adds a warning for each option that docker's driver takes, and that has no effect in the task's network.
+    pub(super) fn warn_of_idle(&self, driver: DriverName, network: &Network, warnings: &mut Warnings) {
+        if !driver.is_docker() || matches!(network, Network::Own(_)) {
+            return;
+        }
+        let why = "only a network of the task's own has it, and the task is in another one";
+        let set = self.own_network.set().into_iter().map(|(option, _)| option);
+        for option in set.filter(|option| own_network::IDLE_ELSEWHERE.contains(option)) {
+            warnings.add(option, why);
+        }
     }
 
     /// Refuses options that only a network of the task's own can fulfil. Docker's driver takes some of them everywhere.
@@ -247,7 +259,7 @@ pub(super) mod tests {
                 ("advertise_ipv6_address", json!(true), true),
                 ("ipv4_address", json!("10.0.0.5"), false),
                 ("ipv6_address", json!("fd00::5"), false),
-                ("mac_address", json!("02:00:00:00:00:01"), false),
+                ("mac_address", json!("02:00:00:00:00:01"), true),
                 ("network_aliases", json!(["db"]), false),
                 ("bandwidth", json!({"egress_rate": "1m"}), false),
             ] {
@@ -255,8 +267,16 @@ pub(super) mod tests {
                 let error = error_of(&options, OURS, None);
                 let words = [option, mode.as_str().unwrap_or("no network_mode")];
                 assert!(words.iter().all(|word| error.contains(word)), "{error}");
-                let in_group = of(&options).network(DOCKER, Some(&made));
+                let mut taken = of(&options);
+                let in_group = taken.network(DOCKER, Some(&made));
                 assert_eq!(in_group.is_ok(), is_idle, "{options}: {in_group:?}");
+                if let Ok(network) = in_group {
+                    taken.warn_of_idle(OURS, &network);
+                    taken.warn_of_idle(DOCKER, &Network::Own(None));
+                    assert!(taken.warnings.is_empty(), "{options}");
+                    taken.warn_of_idle(DOCKER, &network);
+                    assert_eq!(taken.warnings.options(), [option], "{options}");
+                }
             }
         }
     }

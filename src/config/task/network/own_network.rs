@@ -16,7 +16,7 @@ use crate::config::{ConfigError, reject_nulls, value};
 /// Length of an Ethernet MAC address, in bytes.
 const MAC_BYTES: usize = 6;
 /// Options that docker's driver takes for a task in any network, though they have an effect in one of its own alone.
-pub(super) const IDLE_ELSEWHERE: [&str; 3] = ["ports", "port_map", "advertise_ipv6_address"];
+pub(super) const IDLE_ELSEWHERE: [&str; 4] = ["ports", "port_map", "advertise_ipv6_address", "mac_address"];
 
 /// Options that only a network of the task's own can fulfil.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
