@@ -152,7 +152,7 @@ impl TaskOptions {
         let process = process.decode()?;
         let names = names.decode(driver, &mut warnings)?;
         let namespaces = namespaces.decode(driver, &mut warnings)?;
-        let mounts = mounts.decode(&mut warnings)?;
+        let mounts = mounts.decode(driver, &mut warnings)?;
         namespaces.check_conflicts(&process, &names, &mounts)?;
         let network = network.decode()?;
         network.check_conflicts(&namespaces)?;

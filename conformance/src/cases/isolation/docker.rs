@@ -12,6 +12,7 @@ use crate::cases::support::{cases, ensure_eq};
 
 cases!["files of docker":
     the_name_files_are_as_writable_as_the_root,
+    a_tmpfs_is_noexec_and_a_list_of_mounts_has_dockers_form,
 ];
 
 /// Returns the output of a script in a task with more options.
@@ -40,4 +41,17 @@ async fn the_name_files_are_as_writable_as_the_root(case: &CaseContext) -> Resul
     let mut own = case.plugin().await?;
     ensure_eq!(output(case, &own, script, &read_only).await?, all);
     own.shut_down().await
+}
+
+async fn a_tmpfs_is_noexec_and_a_list_of_mounts_has_dockers_form(case: &CaseContext) -> Result<()> {
+    let mut plugin = case.docker().await?;
+    let more = json!({
+        "mount": [{"type": "tmpfs", "target": "/block", "tmpfs_options": {"mode": 448}}],
+        "mounts": [{"type": "tmpfs", "target": "/list"}, {"type": "bind", "source": "local", "target": "/bound"}],
+    });
+    let script = "grep -E ' /(block|list) tmpfs rw,nosuid,nodev,noexec' /proc/mounts | wc -l; touch /bound/x; \
+                  ls /local; stat -c %a /block";
+    ensure_eq!(output(case, &plugin, script, &more).await?, "2\nx\n700\n");
+    case.nothing_left()?;
+    plugin.shut_down().await
 }

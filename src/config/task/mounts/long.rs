@@ -6,11 +6,11 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::fstab::{Fstab, is_propagation};
-use super::{HostSource, JobMount, MountSource, NAMED_VOLUME, is_local_driver, target};
+use super::{HostSource, JobMount, MountSource, NAMED_VOLUME, is_local_driver, short, target};
 use crate::config::hclspec::{block, object, optional};
 use crate::config::number::Number;
 use crate::config::size::RawSize;
-use crate::config::{ConfigError, Warnings, reject_nulls, string_map, value};
+use crate::config::{ConfigError, DriverName, Warnings, reject_nulls, string_map, value};
 
 /// Default options of a job's tmpfs: those of the Go driver, except what data in memory doesn't need.
 const TMPFS_DEFAULTS: [&str; 2] = ["nosuid", "nodev"];
@@ -86,6 +86,7 @@ impl RawMount {
     pub(super) fn decode(
         self,
         option: &'static str,
+        driver: DriverName,
         warnings: &mut Warnings,
     ) -> Result<JobMount, ConfigError> {
         let Self { r#type, target, source, options, readonly, bind_options, tmpfs_options, volume_options } =
@@ -133,11 +134,8 @@ impl RawMount {
         let is_listed = list.iter().any(|given| matches!(given.as_str(), "bind" | "rbind"));
         let options = Fstab::new(option, &target, list)?;
         let (source, options) = match (kind.as_str(), source) {
-            ("tmpfs", None) => (MountSource::Memory, options.of_tmpfs(&TMPFS_DEFAULTS)?),
-            ("tmpfs", Some(source)) if source == "tmpfs" => {
-                (MountSource::Memory, options.of_tmpfs(&TMPFS_DEFAULTS)?)
-            }
-            ("tmpfs", Some(source)) => return refuse(&source, "a tmpfs has no source"),
+            ("tmpfs", Some(source)) if source != "tmpfs" => return refuse(&source, "a tmpfs has no source"),
+            ("tmpfs", _) => (MountSource::Memory, options.of_tmpfs(tmpfs_defaults(driver))?),
             ("volume", None) if !is_listed => (MountSource::Volume, options.of_bind()?),
             ("bind" | "volume", None) => return refuse("", "a bind needs a source, a path on the host"),
             ("volume", Some(name)) if !name.starts_with('/') && !is_listed => {
@@ -179,6 +177,11 @@ impl RawVolume {
     }
 }
 
+/// Returns the options that a tmpfs has unless it says otherwise.
+fn tmpfs_defaults(driver: DriverName) -> &'static [&'static str] {
+    if driver.is_docker() { &short::TMPFS_DEFAULTS } else { &TMPFS_DEFAULTS }
+}
+
 /// Requires that a bind in the Go driver's form says both that it is one, and whether it is writable.
 fn require_access(options: &Fstab, has_readonly: bool, is_listed: bool) -> Result<(), ConfigError> {
     let says_access = options.has("ro") || options.has("rw");
@@ -198,9 +201,13 @@ mod tests {
     use crate::config::task::tests::{decode, refusal};
 
     fn one(option: &str, mount: &Value) -> JobMount {
+        one_as(DriverName::ContainerdDriver, option, mount)
+    }
+
+    fn one_as(driver: DriverName, option: &str, mount: &Value) -> JobMount {
         let mut options = json!({});
         options[option] = json!([mount]);
-        mounts(options).remove(0)
+        mounts(driver, options).remove(0)
     }
 
     fn refused(mount: &Value) -> String {
@@ -297,6 +304,32 @@ mod tests {
         refused(&json!({"type": "tmpfs", "target": "/t", "tmpfs_options": {"mode": 4096}}));
         refused(&json!({"target": "/t", "bind_options": {"propagation": "up"}}));
         refused(&json!({"target": "/t", "readonly": true, "options": ["rw"]}));
+    }
+
+    #[test]
+    fn under_dockers_name_a_tmpfs_has_dockers_defaults() {
+        let of = |more: Value| {
+            let mut mount = json!({"type": "tmpfs", "target": "/t"});
+            mount.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            one_as(DriverName::Docker, "mount", &mount).options.join(",")
+        };
+        assert_eq!(of(json!({})), "noexec,nodev,nosuid");
+        assert_eq!(of(json!({"readonly": true})), "noexec,nodev,nosuid,ro");
+        assert_eq!(of(json!({"options": ["exec"]})), "nodev,nosuid,exec");
+    }
+
+    #[test]
+    fn the_list_of_mounts_has_dockers_form_as_well() {
+        for driver in [DriverName::ContainerdDriver, DriverName::Docker] {
+            let of = |mount: &Value| one_as(driver, "mounts", mount);
+            let bind = of(&json!({"type": "bind", "source": "local", "target": "/v1"}));
+            assert_eq!((bind.source, bind.options.join(",")), (host("local"), "rbind,rprivate".to_owned()));
+            let much = json!({
+                "type": "bind", "source": "/s", "target": "/t", "readonly": true,
+                "bind_options": {"propagation": "rslave"}, "tmpfs_options": null, "volume_options": null,
+            });
+            assert_eq!(of(&much).options.join(","), "rbind,ro,rslave");
+        }
     }
 
     #[test]

@@ -18,7 +18,7 @@ use serde::Deserialize;
 use crate::config::hclspec::{block_list, optional};
 use crate::config::plugin::{Access, ResolvedPath, TaskDirectory, Volumes};
 use crate::config::size::RawSize;
-use crate::config::{ConfigError, Warnings, reject_nulls, value};
+use crate::config::{ConfigError, DriverName, Warnings, reject_nulls, value};
 
 /// Maximum number of a job's own mounts. The source of each is held open by a descriptor while the image is pulled, and
 /// the plugin's descriptors are shared by all tasks of the node.
@@ -100,13 +100,13 @@ pub(super) fn schema() -> Vec<(&'static str, Spec)> {
 }
 
 impl Raw {
-    pub(super) fn decode(self, warnings: &mut Warnings) -> Result<Mounts, ConfigError> {
+    pub(super) fn decode(self, driver: DriverName, warnings: &mut Warnings) -> Result<Mounts, ConfigError> {
         let Self { mount, mounts, volumes, volume_driver, tmpfs, shm_size, image_volumes } = self;
         let has_driver = is_local_driver("volume_driver", volume_driver)?;
         let mut list = Vec::new();
         for (option, raw) in [("mounts", mounts), ("mount", mount)] {
             for raw in raw.unwrap_or_default() {
-                list.push(raw.decode(option, warnings)?);
+                list.push(raw.decode(option, driver, warnings)?);
             }
         }
         for text in reject_nulls("volumes", volumes)? {
@@ -218,12 +218,12 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::config::task::tests::{decode, refusal};
+    use crate::config::task::tests::{decode, decode_as, refusal};
 
-    pub(super) fn mounts(options: Value) -> Vec<JobMount> {
+    pub(super) fn mounts(driver: DriverName, options: Value) -> Vec<JobMount> {
         let mut options = options;
         options["image"] = json!("redis");
-        decode(&options).unwrap().mounts.list
+        decode_as(driver, &options).unwrap().mounts.list
     }
 
     #[test]

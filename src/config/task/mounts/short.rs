@@ -5,7 +5,7 @@ use super::{HostSource, JobMount, MountSource, NAMED_VOLUME, target};
 use crate::config::{ConfigError, value};
 
 /// Docker's default options of a tmpfs.
-const TMPFS_DEFAULTS: [&str; 3] = ["nosuid", "nodev", "noexec"];
+pub(super) const TMPFS_DEFAULTS: [&str; 3] = ["nosuid", "nodev", "noexec"];
 
 /// Words that ask docker for a label or for nothing: the image's files are never copied into a volume, and a host has
 /// no copy of its files whose consistency there would be something to say about.
