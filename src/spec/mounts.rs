@@ -183,7 +183,7 @@ fn job_mount(requested: &JobMount, sources: &BTreeMap<String, StagedSource>) -> 
     let JobMount { option: _, target, source, options } = requested;
     let (kind, source, options) = match source {
         MountSource::Memory => ("tmpfs", Path::new("tmpfs"), options.clone()),
-        MountSource::Host(_) | MountSource::Volume => {
+        MountSource::Host(_) | MountSource::Volume | MountSource::Anonymous { .. } => {
             let StagedSource { at, kept } =
                 sources.get(target).ok_or_else(|| SpecError::NoSource(target.clone()))?;
             ("bind", at.as_path(), with_restrictions(options, kept))

@@ -247,7 +247,8 @@ impl ResolvedMount {
                 }
                 found => found,
             },
-            MountSource::Memory => Err(HostPathError::Missing(path.clone())),
+            // Has no place that is looked for.
+            MountSource::Anonymous { .. } | MountSource::Memory => Err(HostPathError::Missing(path.clone())),
         }
     }
 }

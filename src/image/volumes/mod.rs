@@ -1,9 +1,9 @@
 //! The volumes that an image declares (`VOLUME`): where they are mounted, and what is in each at first: a copy of what
-//! the image has there.
+//! the image has there. Volumes of a job that are filled from the image are made with them.
 //!
-//! The paths are the image's, and the image may be hostile: they are resolved beneath the image's root, and their number
-//! is bounded. What lies in another volume is copied to that one alone, so that all volumes together hold what the image
-//! has at most once.
+//! The paths are mostly the image's, and the image may be hostile: they are resolved beneath the image's root, and the
+//! number of its own is bounded. What lies in another volume is copied to that one alone, so that all volumes together
+//! hold what the image has at most once.
 //! Source of the facts: OCI image-spec v1.1 `config.md` (`Volumes`); moby v28 `daemon/create_unix.go`,
 //! `container/container_unix.go`; containerd/continuity `fs/copy.go`.
 
@@ -43,6 +43,11 @@ pub(crate) enum VolumesError {
     TooMany(usize),
     #[error("the image's VOLUME {path:?} can't be mounted: {why}; {WAY_OUT}")]
     Unusable { path: String, why: &'static str },
+    #[error(
+        "the volume at {path:?} can't be filled from the image: {why}; set volume_options {{ no_copy = true }} in its mount, \
+         or choose another target"
+    )]
+    OfJob { path: String, why: &'static str },
     #[error("can't fill the volume {path} from the image: {doing} {}", at.display())]
     Copy { path: String, doing: &'static str, at: PathBuf, source: io::Error },
     #[error("the disk on which containerd keeps the snapshot for the image's volumes has no room for {at}")]
@@ -109,6 +114,38 @@ fn shown(path: &str) -> String {
     path.chars().take(SHOWN_CHARACTERS).collect()
 }
 
+/// A volume that is to be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    /// Path in the container, absolute and in its shortest form.
+    pub path: String,
+    /// Whether it has at first what the image has there.
+    pub is_filled: bool,
+    /// Whether a job asks for it, and not its image.
+    pub is_jobs: bool,
+}
+
+impl Wanted {
+    /// Opens what the volume is to be filled with, if anything.
+    ///
+    /// # Errors
+    /// As [`source`].
+    fn source(&self, image: &OwnedFd) -> Result<Option<OwnedFd>, VolumesError> {
+        if self.is_filled { source(image, &self.path).map_err(|error| self.own(error)) } else { Ok(None) }
+    }
+
+    /// Returns an error with the way out of whoever asks for the volume.
+    fn own(&self, error: VolumesError) -> VolumesError {
+        match error {
+            VolumesError::Unusable { path, why } if self.is_jobs => VolumesError::OfJob { path, why },
+            VolumesError::TooLarge { path } if self.is_jobs => {
+                VolumesError::OfJob { path, why: "the image has too many directories or links there" }
+            }
+            error => error,
+        }
+    }
+}
+
 /// An image whose volumes are to be made, and where.
 #[derive(Debug)]
 pub(crate) struct Filling {
@@ -119,14 +156,14 @@ pub(crate) struct Filling {
     /// The mounts of an empty snapshot for the volumes, and the empty directory that it is mounted on.
     pub snapshot: Vec<Mount>,
     pub at: PathBuf,
-    /// The volumes' paths, as [`paths`] returns them. Each volume is a directory named by its position.
-    pub paths: Vec<String>,
+    /// The volumes, parents before those below them. Each is a directory named by its position.
+    pub wanted: Vec<Wanted>,
 }
 
 impl Filling {
-    /// Returns the directory of each volume, by its path in the container.
-    pub(crate) fn volumes(&self) -> impl Iterator<Item = (String, PathBuf)> {
-        self.paths.iter().enumerate().map(|(number, path)| (path.clone(), self.at.join(number.to_string())))
+    /// Returns each volume with its directory.
+    pub(crate) fn volumes(&self) -> impl Iterator<Item = (&Wanted, PathBuf)> {
+        self.wanted.iter().enumerate().map(|(number, wanted)| (wanted, self.at.join(number.to_string())))
     }
 
     /// Mounts the snapshot, and makes and fills the volumes in it. To be called on a thread of its own that ends
@@ -148,7 +185,7 @@ impl Filling {
         goes_on()?;
         mount::mount_all(&self.image, &self.image_at).map_err(|error| mount_failed(error, &self.image_at))?;
         let filled =
-            open_directory(&self.image_at).and_then(|image| fill(&image, &volumes, &self.paths, stop));
+            open_directory(&self.image_at).and_then(|image| fill(&image, &volumes, &self.wanted, stop));
         let unmounted = mount::unmount_all(&self.image, &self.image_at);
         filled.map_err(without_room)?;
         unmounted.map_err(|error| failed("unmount", &self.image_at)(error.into()))
@@ -198,20 +235,25 @@ fn open_directory(at: &Path) -> Result<OwnedFd, VolumesError> {
     rustix::fs::openat(CWD, at, flags, Mode::empty()).map_err(|error| failed("open", at)(error.into()))
 }
 
-/// Makes a volume for each path, and fills it with what the image has there.
-fn fill(image: &OwnedFd, volumes: &OwnedFd, paths: &[String], stop: &AtomicBool) -> Result<(), VolumesError> {
-    let sources = paths.iter().map(|path| source(image, path)).collect::<Result<Vec<_>, _>>()?;
+/// Makes the volumes, and fills them with what the image has at their paths.
+fn fill(
+    image: &OwnedFd,
+    volumes: &OwnedFd,
+    wanted: &[Wanted],
+    stop: &AtomicBool,
+) -> Result<(), VolumesError> {
+    let sources = wanted.iter().map(|wanted| wanted.source(image)).collect::<Result<Vec<_>, _>>()?;
     let mut copies = Copies::new(stop);
     for source in sources.iter().flatten() {
         copies.leave_out(source).map_err(|error| failed("look at", Path::new("a volume"))(error.into()))?;
     }
     // Of several paths that lead to one directory, the last is mounted over the others.
-    for (number, (path, source)) in paths.iter().zip(&sources).enumerate().rev() {
-        let name = number.to_string();
+    for (number, (wanted, source)) in wanted.iter().zip(&sources).enumerate().rev() {
+        let (name, path) = (number.to_string(), &wanted.path);
         let target = make(volumes, &name)
             .map_err(|error| failed("make a directory for the volume", Path::new(path))(error.into()))?;
         if let Some(source) = source {
-            copies.tree(source, &target).map_err(|error| error.at(path))?;
+            copies.tree(source, &target).map_err(|error| wanted.own(error.at(path)))?;
         }
     }
     Ok(())

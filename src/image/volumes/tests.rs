@@ -71,10 +71,34 @@ fn filled(paths: &[&str], make: impl FnOnce(&Path)) -> (tempfile::TempDir, Resul
     fs::create_dir(&image).unwrap();
     fs::create_dir(&volumes).unwrap();
     make(&image);
-    let paths: Vec<_> = paths.iter().map(|path| (*path).to_owned()).collect();
-    let open = |path: &Path| open_directory(path).unwrap();
-    let outcome = fill(&open(&image), &open(&volumes), &paths, &AtomicBool::new(false));
+    let wanted: Vec<_> = paths.iter().map(|path| of_image(path)).collect();
+    let outcome = made_in(directory.path(), &wanted);
     (directory, outcome.map_err(|error| error.chain().to_string()))
+}
+
+fn of_image(path: &str) -> Wanted {
+    Wanted { path: path.to_owned(), is_filled: true, is_jobs: false }
+}
+
+fn made_in(directory: &Path, wanted: &[Wanted]) -> Result<(), VolumesError> {
+    let open = |name: &str| open_directory(&directory.join(name)).unwrap();
+    fill(&open("image"), &open("volumes"), wanted, &AtomicBool::new(false))
+}
+
+#[test]
+fn a_volume_of_a_job_is_filled_if_it_says_so_and_refused_with_its_own_way_out() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::create_dir_all(directory.path().join("image/data/below")).unwrap();
+    fs::write(directory.path().join("image/file"), "").unwrap();
+    fs::create_dir(directory.path().join("volumes")).unwrap();
+    let of_job = |path: &str, is_filled| Wanted { path: path.to_owned(), is_filled, is_jobs: true };
+    let refused = made_in(directory.path(), &[of_job("/file", true)]).unwrap_err().to_string();
+    assert!(refused.contains("/file") && refused.contains("no_copy = true"), "{refused}");
+    made_in(directory.path(), &[of_job("/data", true), of_job("/data/below", false), of_job("/file", false)])
+        .unwrap();
+    let count = |number: &str| fs::read_dir(directory.path().join("volumes").join(number)).unwrap().count();
+    assert_eq!(["0", "1", "2"].map(count), [1, 0, 0]);
+    assert_eq!(mode(&directory.path().join("volumes/1")), 0o755);
 }
 
 #[test]
@@ -281,6 +305,6 @@ fn a_copy_stops_when_it_is_told_to() {
     fs::create_dir_all(directory.path().join("image/data")).unwrap();
     fs::create_dir(directory.path().join("volumes")).unwrap();
     let open = |name: &str| open_directory(&directory.path().join(name)).unwrap();
-    let outcome = fill(&open("image"), &open("volumes"), &["/data".to_owned()], &AtomicBool::new(true));
+    let outcome = fill(&open("image"), &open("volumes"), &[of_image("/data")], &AtomicBool::new(true));
     assert!(matches!(outcome, Err(VolumesError::Cancelled)));
 }

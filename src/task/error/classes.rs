@@ -93,9 +93,10 @@ impl From<UserError> for Error {
 impl From<VolumesError> for Error {
     fn from(error: VolumesError) -> Self {
         let transient = match &error {
-            VolumesError::TooMany(_) | VolumesError::Unusable { .. } | VolumesError::TooLarge { .. } => {
-                return Self::invalid(error);
-            }
+            VolumesError::TooMany(_)
+            | VolumesError::Unusable { .. }
+            | VolumesError::OfJob { .. }
+            | VolumesError::TooLarge { .. } => return Self::invalid(error),
             VolumesError::Copy { source, .. } | VolumesError::Io { source, .. } => is_transient(source),
             VolumesError::Full { .. } | VolumesError::Lost => true,
             VolumesError::Unmountable(_) | VolumesError::Cancelled => false,

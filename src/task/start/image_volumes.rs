@@ -1,4 +1,5 @@
-//! Makes the volumes that the task's image declares (`VOLUME`), for those paths at which nothing else is mounted.
+//! Makes the volumes that the task's image declares (`VOLUME`), for those paths at which nothing else is mounted, and
+//! those of the job that are the container's alone, as docker's volumes without a name are.
 //!
 //! They are directories of a snapshot of their own: a part of the container, which ends with it however it ends, and
 //! whose removal needs neither the allocation nor its file system. The snapshot is kept by the container's lease, is on
@@ -6,7 +7,7 @@
 //! a plain file system, not on an overlay: what containers run in a volume may need that, another container daemon for
 //! one.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,11 +18,11 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::Start;
-use crate::config::ImageVolumes;
+use crate::config::{ImageVolumes, MountSource};
 use crate::containerd::Image;
-use crate::image::volumes::{self, Filling, VolumesError};
+use crate::image::volumes::{self, Filling, VolumesError, Wanted};
 use crate::shim::Bundle;
-use crate::spec::{self, ImageVolume};
+use crate::spec::{self, ImageVolume, StagedSource};
 use crate::task::error::{Error, Result};
 use crate::task::mounts::cleaned;
 
@@ -36,30 +37,55 @@ static FILLED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 /// Files of the container that the driver mounts, at which no volume is.
 const DRIVERS_FILES: [&str; 4] = ["/etc/hostname", "/etc/hosts", "/etc/resolv.conf", spec::INIT];
 
+/// The volumes that were made.
+#[derive(Debug, Default)]
+pub(super) struct Volumes {
+    pub(super) of_image: Vec<ImageVolume>,
+    /// By the targets of the job's mounts.
+    pub(super) of_job: BTreeMap<String, StagedSource>,
+}
+
 impl Start<'_> {
-    /// Makes and fills the image's volumes, with the container's mounts `layers` of the image.
+    /// Makes and fills the volumes of the image and of the job, with the container's mounts `layers` of the image.
     ///
     /// # Errors
     /// Names the volume. A cancelled start gets one, too.
-    pub(super) async fn image_volumes(
+    pub(super) async fn volumes(
         &self,
         image: &Image,
         layers: &[Mount],
         given_up: &CancellationToken,
-    ) -> Result<Vec<ImageVolume>> {
+    ) -> Result<Volumes> {
         let paths = match self.plan.options.mounts.image_volumes {
             ImageVolumes::Anonymous => volumes::paths(&image.config)?,
             ImageVolumes::Ignore => Vec::new(),
         };
-        let paths: Vec<_> = paths.into_iter().filter(|path| !self.mounts_at(Path::new(path))).collect();
-        if paths.is_empty() {
-            return Ok(Vec::new());
+        let of_image = paths.into_iter().filter(|path| !self.mounts_at(Path::new(path)));
+        let of_image = of_image.map(|path| Wanted { path, is_filled: true, is_jobs: false });
+        let of_job = self.plan.options.mounts.list.iter().filter_map(|mount| match mount.source {
+            MountSource::Anonymous { is_filled } => {
+                Some(Wanted { path: mount.target.clone(), is_filled, is_jobs: true })
+            }
+            _ => None,
+        });
+        let mut wanted: Vec<_> = of_image.chain(of_job).collect();
+        if wanted.is_empty() {
+            return Ok(Volumes::default());
         }
+        wanted.sort_by_key(|wanted| Path::new(&wanted.path).components().count());
         let (bundle, containerd) = (&self.container.bundle, &self.container.containerd);
         let snapshot = containerd.prepare_volumes(&self.container.id, given_up).await?;
         let at = bundle.off_thread(Bundle::make_volumes_mount_point).await?;
-        let filling = Filling { image: layers.to_vec(), image_at: bundle.rootfs(), snapshot, at, paths };
-        let made = filling.volumes().map(|(target, at)| ImageVolume { target, at }).collect();
+        let filling = Filling { image: layers.to_vec(), image_at: bundle.rootfs(), snapshot, at, wanted };
+        let mut made = Volumes::default();
+        for (wanted, at) in filling.volumes() {
+            let target = wanted.path.clone();
+            if wanted.is_jobs {
+                made.of_job.insert(target, StagedSource { at, kept: Vec::new() });
+            } else {
+                made.of_image.push(ImageVolume { target, at });
+            }
+        }
         fill(&self.container.id, filling, given_up).await?;
         Ok(made)
     }

@@ -49,6 +49,7 @@ use disk_full::is_full;
 use first::First;
 pub(super) use host_facts::settable_network_parameters;
 pub(super) use image_volumes::check_not_filled;
+use image_volumes::Volumes;
 pub(super) use labels::OWNER_LABEL;
 use plan::StartPlan;
 
@@ -336,22 +337,24 @@ impl Start<'_> {
         let cwd = spec::working_directory(&options.process, image.config.config().as_ref())?;
         let root = user::Root { layers, mounts: mounts.clone(), at: bundle.rootfs(), cwd };
         let groups = options.process.group_add.clone();
-        let (recorded, looked, staged, image_volumes) = tokio::join!(
+        let (recorded, looked, staged, volumes) = tokio::join!(
             timeline.step("container/record", containerd.create_record(record)),
             timeline.step("container/user", user::look(&self.tasks.accounts, root, &user, &groups)),
             timeline.step("container/mounts", sources.stage(bundle)),
-            timeline.step("container/volumes", self.image_volumes(image, &mounts, given_up)),
+            timeline.step("container/volumes", self.volumes(image, &mounts, given_up)),
         );
         recorded?;
         let (identity, ends) = match looked {
             Ok(looked) => looked,
             Err(error) => return Err(self.with_lost_snapshot(error.into()).await),
         };
-        let image_volumes = match image_volumes {
-            Ok(image_volumes) => image_volumes,
+        let Volumes { of_image: image_volumes, of_job } = match volumes {
+            Ok(volumes) => volumes,
             Err(error) => return Err(self.with_lost_snapshot(error).await),
         };
-        Ok(Prepared { mounts, identity, ends, staged: staged?, image_volumes })
+        let mut staged = staged?;
+        staged.extend(of_job);
+        Ok(Prepared { mounts, identity, ends, staged, image_volumes })
     }
 
     /// Joins the network, then writes the name files, which have the addresses in them.

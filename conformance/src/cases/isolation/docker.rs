@@ -1,18 +1,22 @@
 //! What a task finds in its file system under the driver's name `docker`, where docker has something else than this driver
 //! has by its own name.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use harness::context::CaseContext;
+use harness::fixture::Form;
+use harness::fixture::layer::Tree;
 use harness::host::Plugin;
+use harness::leaks::inspect::active_snapshots;
 use nomad_proto::driver as pb;
 use serde_json::{Value, json};
 
 use crate::cases::support::host_mounts::shell_with;
-use crate::cases::support::{cases, ensure_eq};
+use crate::cases::support::{cases, ensure_eq, refused};
 
 cases!["files of docker":
     the_name_files_are_as_writable_as_the_root,
     a_tmpfs_is_noexec_and_a_list_of_mounts_has_dockers_form,
+    a_volume_without_a_source_is_fresh_and_filled_from_the_image,
 ];
 
 /// Returns the output of a script in a task with more options.
@@ -52,6 +56,55 @@ async fn a_tmpfs_is_noexec_and_a_list_of_mounts_has_dockers_form(case: &CaseCont
     let script = "grep -E ' /(block|list) tmpfs rw,nosuid,nodev,noexec' /proc/mounts | wc -l; touch /bound/x; \
                   ls /local; stat -c %a /block";
     ensure_eq!(output(case, &plugin, script, &more).await?, "2\nx\n700\n");
+    case.nothing_left()?;
+    plugin.shut_down().await
+}
+
+async fn a_volume_without_a_source_is_fresh_and_filled_from_the_image(case: &CaseContext) -> Result<()> {
+    let mut plugin = case.docker().await?;
+    let fill = |tree: &mut Tree| {
+        tree.directory("var/lib", 0o755, 0)?;
+        tree.directory("var/lib/db", 0o750, 1000)?;
+        tree.file("var/lib/db/first", 0o640, b"from the image\n")
+    };
+    case.environment().catalog().with(fill)?.push(
+        case.environment().registry(),
+        "filled",
+        "v1",
+        Form::Oci,
+    )?;
+    let volume = |target: &str, more: Value| {
+        let mut volume = json!({"type": "volume", "target": target});
+        for (name, value) in more.as_object().into_iter().flatten() {
+            volume[name] = value.clone();
+        }
+        volume
+    };
+    let no_copy = json!({"volume_options": {"no_copy": true}});
+    let job =
+        |volume: Value| json!({"image": case.image("filled:v1"), "readonly_rootfs": true, "mount": [volume]});
+    let script = "ls /var/lib/db; stat -c %a-%u /var/lib/db; touch /var/lib/db/x 2>/dev/null && echo written";
+    for (volume, wanted) in [
+        (volume("/var/lib/db", json!({})), "first\n750-1000\nwritten\n"),
+        (volume("/var/lib/db", json!({"readonly": true})), "first\n750-1000\n"),
+        (volume("/var/lib/db", no_copy), "755-0\nwritten\n"),
+    ] {
+        let said = format!("({script}) > /local/said; :");
+        let mut task = case.prepare_unread(&plugin, &shell_with(case, &said, &job(volume))).await?;
+        // What one attempt has written, the next one does not have.
+        for _ in 0..2 {
+            task.start(&plugin).await?;
+            ensure_eq!(task.wait(&plugin).await?.exit_code, 0);
+            ensure_eq!(std::fs::read_to_string(task.alloc.task_path("local/said"))?, wanted);
+            task.destroy(&plugin).await?;
+            task.next_attempt()?;
+        }
+        let left = active_snapshots(case.environment().containerd())?;
+        ensure!(left.is_empty(), "snapshots are left: {left:?}");
+    }
+    let over_a_file = shell_with(case, "true", &job(volume("/etc/passwd", json!({}))));
+    let task = case.prepare(&plugin, &over_a_file).await?;
+    refused(plugin.start_task(task.config.clone()).await, &["/etc/passwd", "no_copy = true"])?;
     case.nothing_left()?;
     plugin.shut_down().await
 }

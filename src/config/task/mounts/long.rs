@@ -39,9 +39,9 @@ struct RawTmpfs {
     mode: Option<Number>,
 }
 
-/// Options of a volume. `no_copy` is not read, since the image's files are never copied into a volume.
 #[derive(Deserialize)]
 struct RawVolume {
+    no_copy: Option<bool>,
     labels: Option<Value>,
     driver_config: Option<RawDriver>,
 }
@@ -103,13 +103,18 @@ impl RawMount {
                 warnings.add(option, format!("the mount at {target} has {name}, which only a {kinds} has"));
             }
         };
-        of_others("bind_options", bind_options.is_some(), &["bind", "volume"]);
+        // A volume of docker's without a name has none.
+        let has_bind: &[&str] =
+            if driver.is_docker() && source.is_none() { &["bind"] } else { &["bind", "volume"] };
+        of_others("bind_options", bind_options.is_some(), has_bind);
         of_others("tmpfs_options", tmpfs_options.is_some(), &["tmpfs"]);
         of_others("volume_options", volume_options.is_some(), &["volume"]);
-        if let Some(volume) = volume_options.filter(|_| kind == "volume") {
+        let volume_options = volume_options.filter(|_| kind == "volume");
+        let is_filled = volume_options.as_ref().and_then(|volume| volume.no_copy) != Some(true);
+        if let Some(volume) = volume_options {
             volume.check(option, &target, warnings)?;
         }
-        let bind_options = bind_options.filter(|_| kind != "tmpfs");
+        let bind_options = bind_options.filter(|_| has_bind.contains(&kind.as_str()));
         let tmpfs_options = tmpfs_options.filter(|_| kind == "tmpfs");
         let says_how = !list.is_empty();
         if let Some(readonly) = readonly {
@@ -136,6 +141,9 @@ impl RawMount {
         let (source, options) = match (kind.as_str(), source) {
             ("tmpfs", Some(source)) if source != "tmpfs" => return refuse(&source, "a tmpfs has no source"),
             ("tmpfs", _) => (MountSource::Memory, options.of_tmpfs(tmpfs_defaults(driver))?),
+            ("volume", None) if !is_listed && driver.is_docker() => {
+                (MountSource::Anonymous { is_filled }, options.of_bind()?)
+            }
             ("volume", None) if !is_listed => (MountSource::Volume, options.of_bind()?),
             ("bind" | "volume", None) => return refuse("", "a bind needs a source, a path on the host"),
             ("volume", Some(name)) if !name.starts_with('/') && !is_listed => {
@@ -156,12 +164,11 @@ impl RawMount {
 }
 
 impl RawVolume {
-    /// Checks the options of a volume, which is empty and goes with the allocation.
+    /// Checks the options of a volume, which goes with the container or with the allocation.
     fn check(self, option: &'static str, target: &str, warnings: &mut Warnings) -> Result<(), ConfigError> {
-        let Self { labels, driver_config } = self;
+        let Self { no_copy: _, labels, driver_config } = self;
         if !string_map::decode(option, labels)?.is_empty() {
-            let why =
-                format!("the volume at {target} has labels, and a directory of the allocation has none");
+            let why = format!("the volume at {target} has labels, and here a volume has none");
             warnings.add(option, why);
         }
         let Some(RawDriver { name, options }) = driver_config else { return Ok(()) };
@@ -198,7 +205,7 @@ mod tests {
 
     use super::*;
     use crate::config::task::mounts::tests::mounts;
-    use crate::config::task::tests::{decode, refusal};
+    use crate::config::task::tests::{decode, decode_as, refusal};
 
     fn one(option: &str, mount: &Value) -> JobMount {
         one_as(DriverName::ContainerdDriver, option, mount)
@@ -249,6 +256,30 @@ mod tests {
         assert_eq!(made.source, host("local/s"));
         let error = refused(&json!({"type": "volume", "target": "/t", "source": "cache"}));
         assert!(error.contains("cache") && error.contains("volume_mount"), "{error}");
+    }
+
+    #[test]
+    fn under_dockers_name_a_volume_without_a_source_is_filled_unless_it_says_no_copy() {
+        let docker = DriverName::Docker;
+        let of = |more: Value| {
+            let mut mount = json!({"type": "volume", "target": "/t"});
+            mount.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            one_as(docker, "mount", &mount)
+        };
+        for (more, is_filled) in [
+            (json!({}), true),
+            (json!({"volume_options": {"no_copy": false}}), true),
+            (json!({"volume_options": {"no_copy": true}}), false),
+        ] {
+            assert_eq!(of(more).source, MountSource::Anonymous { is_filled });
+        }
+        assert_eq!(of(json!({"readonly": true})).options.join(","), "rbind,ro,rprivate");
+        let bound = json!({"target": "/t", "bind_options": {"propagation": "rslave"}});
+        let taken = decode_as(docker, &json!({"image": "x", "mount": [bound]})).unwrap();
+        assert_eq!(taken.mounts.list[0].options.join(","), "rbind,rprivate");
+        assert_eq!(taken.warnings.options(), ["mount"]);
+        let path = one_as(docker, "mount", &json!({"target": "/t", "source": "/s"}));
+        assert_eq!(path.source, host("/s"));
     }
 
     #[test]

@@ -61,6 +61,11 @@ pub(crate) enum MountSource {
     Host(HostSource),
     /// A directory of the allocation, made for the mount.
     Volume,
+    /// A volume as docker's without a name: made for one container, and gone with it. `is_filled` is whether it has at first
+    /// what the image has there.
+    Anonymous {
+        is_filled: bool,
+    },
     Memory,
 }
 
@@ -190,7 +195,7 @@ impl Mounts {
                 MountSource::Volume => {
                     resolved.push((mount, ResolvedPath::own_volume(task, &mount.target)));
                 }
-                MountSource::Memory => {}
+                MountSource::Anonymous { .. } | MountSource::Memory => {}
             }
         }
         Ok(resolved)
