@@ -11,7 +11,7 @@ use nix::mount::MsFlags;
 use nomad_proto::driver as pb;
 
 use super::error::{Error, Result};
-use crate::config::{JobMount, MountSource, Mounts, PluginConfig, ResolvedPath, TaskDirectory};
+use crate::config::{DriverName, JobMount, MountSource, Mounts, PluginConfig, ResolvedPath, TaskDirectory};
 use crate::shim::{Bundle, StagedMount};
 use crate::spec::{self, StagedSource};
 use crate::sys::error_chain::Chained;
@@ -22,7 +22,7 @@ use crate::sys::mount_table::{self, Mount, Propagation};
 /// Mode of a directory that is made in the allocation for a volume: that of Nomad's own `/local`, since any user may
 /// work in it.
 const VOLUME_MODE: u32 = 0o777;
-/// Mode of a missing source that is made because a job mounts it; as docker does.
+/// Mode of a missing source that is made because a job mounts it, as docker makes it.
 const SOURCE_MODE: u32 = 0o755;
 /// Path that exists where SELinux is in force.
 const SELINUX: &str = "/sys/fs/selinux/enforce";
@@ -61,6 +61,7 @@ struct OfNomad {
 struct ResolvedMount {
     mount: JobMount,
     resolved: ResolvedPath,
+    driver: DriverName,
 }
 
 impl Sources {
@@ -75,7 +76,7 @@ impl Sources {
         let resolved = mounts.resolved(&plugin.volumes, directory_of(task), taken)?;
         let resolved: Vec<ResolvedMount> = resolved
             .into_iter()
-            .map(|(mount, resolved)| ResolvedMount { mount: mount.clone(), resolved })
+            .map(|(mount, resolved)| ResolvedMount { mount: mount.clone(), resolved, driver: plugin.name })
             .collect();
         let of_nomad = Arc::new(OfNomad {
             alloc_id: task.alloc_id.clone(),
@@ -215,7 +216,7 @@ pub(super) async fn off_thread<T: Send + 'static>(
 
 impl ResolvedMount {
     fn open(&self) -> Result<Source> {
-        let Self { mount, resolved } = self;
+        let Self { mount, resolved, driver: _ } = self;
         let what = format!("the option {} can't mount at {}", mount.option, mount.target);
         let refuse = |why: &str| Error::invalid(why).context(&what);
         if matches!(&mount.source, MountSource::Host(source) if source.is_labelled)
@@ -245,6 +246,14 @@ impl ResolvedMount {
                 Err(HostPathError::Missing(_)) if source.is_made && *is_allocations => {
                     area.make(path, SOURCE_MODE)
                 }
+                Err(missing @ HostPathError::Missing(_)) if source.is_made && self.driver.is_docker() => {
+                    // On the host nothing is made where a link leads, which may be another tenant's.
+                    let whole = plain.join(path);
+                    match (Area { root, plain: &whole }).make(Path::new(""), SOURCE_MODE) {
+                        Err(HostPathError::Link { .. }) => Err(missing),
+                        made => made,
+                    }
+                }
                 found => found,
             },
             // Has no place that is looked for.
@@ -271,6 +280,7 @@ fn propagation(requested: &str, source: Propagation) -> std::result::Result<MsFl
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::HostSource;
 
     #[test]
     fn propagation_is_as_requested_where_the_source_permits() {
@@ -300,6 +310,39 @@ mod tests {
         for path in ["/data", "/alloc/data", "/local/x", "/secretsx", "/alloc/logs/x"] {
             checked(path).unwrap();
         }
+    }
+
+    #[test]
+    fn under_dockers_name_a_missing_source_of_volumes_is_made_where_no_link_leads() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("root");
+        std::fs::create_dir_all(root.join("there")).unwrap();
+        std::os::unix::fs::symlink("there", root.join("link")).unwrap();
+        std::os::unix::fs::symlink("nowhere", root.join("dangling")).unwrap();
+        let find = |driver, is_made, path: &str| {
+            let source = HostSource { path: path.into(), is_made, is_labelled: false };
+            let (target, options) = ("/t".to_owned(), Vec::new());
+            let mount = JobMount { option: "volumes", target, source: MountSource::Host(source), options };
+            let (root, plain, path) = (root.clone(), PathBuf::new(), path.into());
+            let resolved = ResolvedPath { root, plain, path, is_allocations: false };
+            ResolvedMount { mount, resolved, driver }.find().map(drop).map_err(|error| error.to_string())
+        };
+        for (driver, is_made) in [(DriverName::ContainerdDriver, true), (DriverName::Docker, false)] {
+            assert!(find(driver, is_made, "a/b").unwrap_err().contains("does not exist"));
+        }
+        assert!(!root.join("a").exists());
+        find(DriverName::Docker, true, "a/b").unwrap();
+        let made = std::fs::symlink_metadata(root.join("a/b")).unwrap();
+        assert!(made.is_dir());
+        assert_eq!(std::os::unix::fs::PermissionsExt::mode(&made.permissions()) & 0o7777, SOURCE_MODE);
+        find(DriverName::Docker, true, "link").unwrap();
+        for path in ["link/new", "dangling", "dangling/new"] {
+            let error = find(DriverName::Docker, true, path).unwrap_err();
+            assert!(error.contains(path) && error.contains("does not exist"), "{error}");
+        }
+        assert!(find(DriverName::Docker, true, "../outside").unwrap_err().contains("leads out of"));
+        let beside = std::fs::read_dir(directory.path()).unwrap().count();
+        assert_eq!((std::fs::read_dir(root.join("there")).unwrap().count(), beside), (0, 1));
     }
 
     #[test]

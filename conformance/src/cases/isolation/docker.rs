@@ -1,6 +1,8 @@
 //! What a task finds in its file system under the driver's name `docker`, where docker has something else than this driver
 //! has by its own name.
 
+use std::path::Path;
+
 use anyhow::{Result, ensure};
 use harness::context::CaseContext;
 use harness::fixture::Form;
@@ -10,13 +12,14 @@ use harness::leaks::inspect::active_snapshots;
 use nomad_proto::driver as pb;
 use serde_json::{Value, json};
 
-use crate::cases::support::host_mounts::shell_with;
+use crate::cases::support::host_mounts::{host_directory, shell_with};
 use crate::cases::support::{cases, ensure_eq, refused};
 
 cases!["files of docker":
     the_name_files_are_as_writable_as_the_root,
     a_tmpfs_is_noexec_and_a_list_of_mounts_has_dockers_form,
     a_volume_without_a_source_is_fresh_and_filled_from_the_image,
+    a_missing_source_of_volumes_is_made_where_jobs_may_mount,
 ];
 
 /// Returns the output of a script in a task with more options.
@@ -105,6 +108,36 @@ async fn a_volume_without_a_source_is_fresh_and_filled_from_the_image(case: &Cas
     let over_a_file = shell_with(case, "true", &job(volume("/etc/passwd", json!({}))));
     let task = case.prepare(&plugin, &over_a_file).await?;
     refused(plugin.start_task(task.config.clone()).await, &["/etc/passwd", "no_copy = true"])?;
+    case.nothing_left()?;
+    plugin.shut_down().await
+}
+
+async fn a_missing_source_of_volumes_is_made_where_jobs_may_mount(case: &CaseContext) -> Result<()> {
+    let host = host_directory(case)?;
+    std::os::unix::fs::symlink("sub", host.join("link"))?;
+    let mut options = case.docker_options();
+    options["volumes"] = json!({"enabled": true, "allowed_paths": [host]});
+    let mut plugin = case.plugin_as(&case.launch_docker()?, &options).await?;
+    let volume = |source: &Path| json!({"volumes": [format!("{}:/made", source.display())]});
+    let made = host.join("not/there");
+    let script = "stat -c '%F %a %u:%g' /made; touch /made/x";
+    ensure_eq!(output(case, &plugin, script, &volume(&made)).await?, "directory 755 0:0\n");
+    ensure!(made.join("x").exists(), "another directory was mounted");
+    let outside = case.directory().join("outside");
+    for (source, more, words) in [
+        (&outside, volume(&outside), ["volumes.allowed_paths", "outside"]),
+        (&host.join("link/new"), volume(&host.join("link/new")), ["does not exist", "link/new"]),
+        (
+            &host.join("bound"),
+            json!({"mount": [{"type": "bind", "source": host.join("bound"), "target": "/made"}]}),
+            ["does not exist", "bound"],
+        ),
+    ] {
+        let task = case.prepare(&plugin, &shell_with(case, "true", &more)).await?;
+        refused(plugin.start_task(task.config.clone()).await, &words)?;
+        ensure!(!source.exists(), "{} was made", source.display());
+    }
+    ensure_eq!(std::fs::read_dir(host.join("sub"))?.count(), 1);
     case.nothing_left()?;
     plugin.shut_down().await
 }

@@ -74,7 +74,7 @@ pub(crate) enum MountSource {
 pub(crate) struct HostSource {
     /// Path as in the job. A relative one is in the task's directory.
     pub path: PathBuf,
-    /// `true` to create a missing directory; in the allocation directory only.
+    /// `true` to create a missing directory: in the allocation directory, and under docker's name on the host.
     pub is_made: bool,
     /// Whether the job asks for an SELinux label.
     pub is_labelled: bool,
