@@ -162,11 +162,11 @@ pub const ALL: [Explained; 23] = [
         "the names are the same, but for `ip6-allhosts`",
     ),
     explained(
-        &["files//etc/mtab", "files//.dockerenv"],
+        &["files//etc/mtab"],
         ANY,
         "(none)",
-        ["`/etc/mtab` and `/.dockerenv`", "made in each container", "as in the image"],
-        "the files of an image are left as they are",
+        ["`/etc/mtab`", "a link to `/proc/mounts`, made in each container", "as in the image"],
+        "a link in a directory of the image's can't be made without mounting it; few programs read it",
     ),
     explained(
         &["hosts/fe00::*", "hosts/ff00::*"],

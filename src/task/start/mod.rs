@@ -7,6 +7,7 @@
 //! the record and the user are seen to. A failure at any step is undone by the same teardown that destroys a task.
 
 mod disk_full;
+mod dockerenv;
 mod first;
 mod host_facts;
 mod image;
@@ -325,6 +326,11 @@ impl Start<'_> {
         timeline.step("container/lease", containerd.create_lease(id, owner)).await?;
         let snapshot = containerd.prepare_snapshot(id, &image.chain_id, id, given_up);
         let mounts = Box::pin(timeline.step("container/snapshot", snapshot)).await?;
+        if self.settings.config.name.is_docker()
+            && let Err(error) = dockerenv::make(&mounts).await
+        {
+            return Err(self.with_lost_snapshot(error).await);
+        }
         let record = Record {
             id: id.clone(),
             image: image.name.clone(),

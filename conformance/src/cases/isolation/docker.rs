@@ -20,6 +20,7 @@ cases!["files of docker":
     a_tmpfs_is_noexec_and_a_list_of_mounts_has_dockers_form,
     a_volume_without_a_source_is_fresh_and_filled_from_the_image,
     a_missing_source_of_volumes_is_made_where_jobs_may_mount,
+    a_task_finds_a_file_dockerenv,
 ];
 
 /// Returns the output of a script in a task with more options.
@@ -140,4 +141,20 @@ async fn a_missing_source_of_volumes_is_made_where_jobs_may_mount(case: &CaseCon
     ensure_eq!(std::fs::read_dir(host.join("sub"))?.count(), 1);
     case.nothing_left()?;
     plugin.shut_down().await
+}
+
+async fn a_task_finds_a_file_dockerenv(case: &CaseContext) -> Result<()> {
+    let mut plugin = case.docker().await?;
+    let script = "stat -c '%F %a %u:%g' /.dockerenv; grep -c dockerenv /proc/self/mountinfo; rm /.dockerenv && echo gone";
+    let found = "regular empty file 755 0:0\n0\ngone\n";
+    for more in [json!({}), json!({"snapshotter": "native"})] {
+        ensure_eq!(output(case, &plugin, script, &more).await?, found);
+    }
+    let test = "test -f /.dockerenv && echo found || echo none";
+    ensure_eq!(output(case, &plugin, test, &json!({"readonly_rootfs": true})).await?, "found\n");
+    case.nothing_left()?;
+    plugin.shut_down().await?;
+    let mut own = case.plugin().await?;
+    ensure_eq!(output(case, &own, test, &json!({})).await?, "none\n");
+    own.shut_down().await
 }
