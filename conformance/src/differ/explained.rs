@@ -43,7 +43,7 @@ const fn explained(
 const ANY: &str = "*";
 
 /// All explained differences.
-pub const ALL: [Explained; 23] = [
+pub const ALL: [Explained; 24] = [
     explained(
         &["groups/cpuset"],
         "{its cgroup}",
@@ -134,11 +134,11 @@ pub const ALL: [Explained; 23] = [
         "as the kernel has it",
     ),
     explained(
-        &["mounts//* root", "mounts//* options"],
+        &["mounts//* root"],
         "*/dockerd/root/volumes/*",
-        ANY,
-        ["where volumes are", "docker's directory of volumes", "the task's part of the allocation directory"],
-        "they are gone with the allocation, and count in its disk",
+        "*/snapshots/*",
+        ["where volumes without a name are", "docker's directory of volumes", "a snapshot of containerd's"],
+        "they are gone with the container, as docker's, and no tool lists them",
     ),
     explained(
         &["status/SigIgn"],
@@ -167,6 +167,13 @@ pub const ALL: [Explained; 23] = [
         "(none)",
         ["`/etc/mtab`", "a link to `/proc/mounts`, made in each container", "as in the image"],
         "a link in a directory of the image's can't be made without mounting it; few programs read it",
+    ),
+    explained(
+        &["links/eth0 address"],
+        "02:42:{mac}",
+        "{mac}",
+        ["the hardware address of a task's interface", "made from its IP address", "made at random"],
+        "as in dockerd 28",
     ),
     explained(
         &["hosts/fe00::*", "hosts/ff00::*"],

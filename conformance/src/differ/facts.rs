@@ -111,10 +111,24 @@ pub fn add_probed(facts: &mut Facts, prefix: &str, output: &str, names: &Names) 
                 // None of those that have names.
                 "its own".clone_into(&mut value);
             }
+            if section == "links" {
+                let (rest, address) = without_address(&value);
+                add(facts, &format!("{prefix}links/{name} address"), address);
+                value = rest;
+            }
             add(facts, &format!("{prefix}{section}/{name}"), value);
         }
     }
     section == "end"
+}
+
+/// Takes the hardware address out of what is told of a link. Returns the rest, and the address.
+fn without_address(link: &str) -> (String, String) {
+    let kinds = ["link/ether ", "link/loopback "];
+    let found = kinds.iter().find_map(|kind| Some((kind, link.split_once(kind)?)));
+    let Some((kind, (before, after))) = found else { return (link.to_owned(), String::new()) };
+    let (address, rest) = after.split_once(' ').unwrap_or((after, ""));
+    (format!("{before}{kind}{rest}"), address.to_owned())
 }
 
 /// Adds a fact. A second one of the same name gets a number.
@@ -254,6 +268,18 @@ mod tests {
         ] {
             assert_eq!(only(output), pair(name, value), "{output}");
         }
+    }
+
+    #[test]
+    fn a_links_hardware_address_is_a_fact_of_its_own() {
+        let facts = probed(
+            "== links\n7: eth0@if8: <BROADCAST,UP> mtu 1500 qdisc noqueue \\    link/ether 02:42:ac:11:00:02 brd ff:ff:ff:ff:ff:ff",
+        );
+        assert_eq!(facts["links/eth0 address"], "02:42:{mac}");
+        assert_eq!(
+            facts["links/eth0"],
+            "<BROADCAST,UP> mtu 1500 qdisc noqueue link/ether brd ff:ff:ff:ff:ff:ff"
+        );
     }
 
     #[test]

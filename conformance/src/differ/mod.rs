@@ -173,6 +173,10 @@ fn compare_all(args: &Args, sides: &Sides<'_>, jobs: &[Job]) -> Result<Table> {
 
 fn judge(args: &Args, table: &mut Table, job: &Job, docker: Result<Outcome>, here: Result<Outcome>) {
     let both = docker.context("docker").and_then(|docker| Ok((docker, here.context("here")?)));
+    let both = both.and_then(|(docker, here)| {
+        ensure!(docker.is_placed() || here.is_placed(), "it is placed on neither side");
+        Ok((docker, here))
+    });
     match both {
         Ok((docker, here)) => {
             if args.facts {

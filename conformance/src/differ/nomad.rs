@@ -41,12 +41,14 @@ impl Api {
         self.ask("GET", path, &Value::Null)
     }
 
-    /// Submits a job, `{"Job": ..}`.
+    /// Submits a job, `{"Job": ..}`. Returns the server's reason if it refuses it.
     ///
     /// # Errors
-    /// Fails with the server's reason to refuse it.
-    pub fn submit(&self, job: &Value) -> Result<()> {
-        self.ask("PUT", "/v1/jobs", job).map(drop)
+    /// Fails if the server doesn't answer.
+    pub fn submit(&self, job: &Value) -> Result<Option<String>> {
+        let answer = http::request(&self.address, "PUT", "/v1/jobs", &[], &serde_json::to_vec(job)?)?;
+        let text = String::from_utf8_lossy(&answer.body);
+        Ok((answer.status != 200).then(|| text.trim().to_owned()))
     }
 
     /// Stops a job, and with `purge` forgets it.

@@ -22,6 +22,7 @@ const PLACED: Duration = Duration::from_secs(30);
 /// Time after which a task that runs has nothing to say.
 const SILENT: Duration = Duration::from_secs(10);
 const END: &str = "== end\n";
+const NOT_PLACED: &str = "the job isn't placed on the node";
 
 /// Where jobs run, and how it is looked at.
 pub struct Bench<'a> {
@@ -49,6 +50,11 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// Returns whether Nomad has placed the job. One that is placed on neither side says nothing of the drivers.
+    pub fn is_placed(&self) -> bool {
+        self.error != NOT_PLACED
+    }
+
     /// Returns the outcome of a job that Nomad's server itself has refused.
     fn refused(error: String) -> Self {
         Self { started: false, facts: Facts::new(), error }
@@ -65,8 +71,8 @@ impl Bench<'_> {
         let put_in = |text: &str| {
             self.places.iter().fold(text.to_owned(), |text, (place, with)| text.replace(place, with))
         };
-        if let Err(error) = self.api.submit(&job.text(name, &self.node, &image, &put_in)) {
-            return Ok(Outcome::refused(error.to_string()));
+        if let Some(reason) = self.api.submit(&job.text(name, &self.node, &image, &put_in))? {
+            return Ok(Outcome::refused(reason));
         }
         let outcome = self.look(name, job);
         // However it turned out.
@@ -76,11 +82,13 @@ impl Bench<'_> {
 
     fn look(&self, name: &str, job: &Job) -> Result<Outcome> {
         let Ok(id) = self.api.placed(name, PLACED) else {
-            return Ok(Outcome::refused("the job isn't placed on the node".to_owned()));
+            return Ok(Outcome::refused(NOT_PLACED.to_owned()));
         };
         let mut names = self.names.clone();
         names.add(&*id, "{alloc}");
         names.add(&id[..8], "{alloc 8}");
+        // The host name of a group's network: under docker the id of the container that keeps it.
+        names.add(format!("{}{}", &id[..8], &id[9..13]), "{short id}");
         names.add(name, "{job}");
         let mut facts = Facts::new();
         let logs = self.allocations.join(&id).join("alloc/logs");
