@@ -121,7 +121,7 @@ impl Fixture {
 async fn plugins_get_the_environment_of_the_specification_and_path_only() {
     let fixture = Fixture::new("1.0.0", &[("one", ANSWER)]);
     let added = fixture.add().await.unwrap();
-    assert_eq!(added.addresses, ["10.9.0.2".parse::<std::net::IpAddr>().unwrap()]);
+    assert_eq!(added.addresses, ["10.9.0.2".parse::<IpAddr>().unwrap()]);
     let environment = fs::read_to_string(fixture.path("one.ADD.env")).unwrap();
     let mut lines: Vec<&str> = environment
         .lines()

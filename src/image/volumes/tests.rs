@@ -293,7 +293,7 @@ fn a_filling_that_was_cancelled_mounts_nothing() {
         image_at: at(),
         snapshot: vec![absent],
         at: at(),
-        paths: vec!["/data".to_owned()],
+        wanted: vec![of_image("/data")],
     };
     assert!(matches!(filling.run(&AtomicBool::new(true)), Err(VolumesError::Cancelled)));
     assert!(matches!(filling.run(&AtomicBool::new(false)), Err(VolumesError::Io { doing: "mount", .. })));

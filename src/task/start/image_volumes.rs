@@ -180,7 +180,7 @@ mod tests {
             image_at: at(),
             snapshot: absent(),
             at: at(),
-            paths: vec!["/data".to_owned()],
+            wanted: vec![Wanted { path: "/data".to_owned(), is_filled: true, is_jobs: false }],
         };
         fill(id, filling, &CancellationToken::new()).await.unwrap_err();
         check_not_filled(id).unwrap();
