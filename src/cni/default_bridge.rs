@@ -40,7 +40,7 @@ impl DefaultNetwork {
             "the plugin option bridge_network_subnet"
         };
         let is_same = |subnet: &&String| subnet.contains(':') == address.is_ipv6();
-        Err(Error::Name {
+        Err(Error::Taken {
             what,
             value: self.subnets.iter().find(is_same).cloned().unwrap_or_default(),
             why: format!(
@@ -115,17 +115,19 @@ mod tests {
         let check = |interface: &str, address: &str| {
             let all = [("lo", "127.0.0.1"), (interface, address)];
             let all = all.map(|(name, address)| (name.to_owned(), address.parse::<IpAddr>().unwrap()));
-            network.check_addresses(&own, &all).map_err(|error| error.to_string())
+            network.check_addresses(&own, &all)
         };
         check("nomad-docker", "172.26.96.1").unwrap();
         check("eth0", "10.0.0.5").unwrap();
         let error = check("nomad-tasks", "172.26.96.1").unwrap_err();
+        assert!(error.is_transient(), "the other interface may go");
+        let error = error.to_string();
         for words in
             ["bridge_network_subnet \"172.26.96.0/20\"", "nomad-tasks", "172.26.96.1", "nomad-docker"]
         {
             assert!(error.contains(words), "{error}");
         }
-        let error = check("nomad-tasks", "fd00:1::1").unwrap_err();
+        let error = check("nomad-tasks", "fd00:1::1").unwrap_err().to_string();
         assert!(error.contains("bridge_network_subnet_ipv6 \"fd00:1::/64\""), "{error}");
     }
 }

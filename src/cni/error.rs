@@ -12,6 +12,9 @@ use crate::sys::os_error::is_transient;
 pub(crate) enum Error {
     #[error("{what} {value:?} can't be used: {why}")]
     Name { what: &'static str, value: String, why: String },
+    /// An address that something else of the host has, at the moment.
+    #[error("{what} {value:?} can't be used: {why}")]
+    Taken { what: &'static str, value: String, why: String },
     #[error("network {name:?} not found in {directory}; {available}")]
     Unknown { name: String, directory: PathBuf, available: String },
     #[error("can't use the network of {origin}: {why}")]
@@ -102,6 +105,7 @@ impl Error {
             }
             Self::Multiple(errors) => errors.iter().any(Self::is_transient),
             Self::Io { source, .. } => is_transient(source),
+            Self::Taken { .. } => true,
             _ => false,
         }
     }

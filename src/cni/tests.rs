@@ -472,12 +472,12 @@ async fn a_missing_plugin_is_reported_before_any_plugin_runs() {
 #[tokio::test]
 async fn readiness_of_the_built_in_network_follows_the_status_command() {
     let fixture = Fixture::new("1.0.0", &[("one", ANSWER)]);
-    assert!(!fixture.cni.is_ready().await, "there are no plugins");
+    assert!(!fixture.cni.is_ready(&[]).await, "there are no plugins");
     let statuses = |fixture: &Fixture| fixture.order().iter().filter(|line| line.ends_with("STATUS")).count();
     for (speaks, count) in [("\"1.0.0\"", 0), ("\"1.0.0\", \"1.1.0\"", 4)] {
         let fixture = Fixture::new("1.0.0", &[("one", ANSWER)]);
         fixture.built_in(speaks);
-        assert!(fixture.cni.is_ready().await && fixture.cni.is_ready().await);
+        assert!(fixture.cni.is_ready(&[]).await && fixture.cni.is_ready(&[]).await);
         assert_eq!(statuses(&fixture), count);
     }
     let fixture = Fixture::new("1.0.0", &[("one", ANSWER)]);
@@ -485,7 +485,7 @@ async fn readiness_of_the_built_in_network_follows_the_status_command() {
     let full = "[ $CNI_COMMAND = VERSION ] && { echo '{\"supportedVersions\": [\"1.1.0\"]}'; exit 0; }
         echo '{\"code\": 50, \"msg\": \"full\"}'; exit 1";
     fixture.plugin("firewall", full);
-    assert!(!fixture.cni.is_ready().await);
+    assert!(!fixture.cni.is_ready(&[]).await);
     assert_eq!(statuses(&fixture), 2);
     let environment = fs::read_to_string(fixture.path("bridge.STATUS.env")).unwrap();
     assert!(!environment.contains("CNI_CONTAINERID"), "{environment}");

@@ -87,7 +87,8 @@ async fn look(settings: Option<&Settings>, tasks: &Tasks) -> Found {
         return answer(HealthState::Undetected, why, Facts::default());
     }
     let mut facts = Facts::of(&settings.config);
-    facts.bridge_network = settings.cni.is_ready().await;
+    let bridge = settings.config.networks.bridge.addresses();
+    facts.bridge_network = settings.cni.is_ready(&bridge).await;
     if settings.config.name.is_docker() {
         facts.runtimes = settings.runtimes().await.join(",");
     }

@@ -32,8 +32,9 @@ const TRIES: usize = 128;
 /// Flags to resolve a path without symbolic links.
 const PLAIN: ResolveFlag = ResolveFlag::RESOLVE_BENEATH.union(ResolveFlag::RESOLVE_NO_SYMLINKS);
 /// File systems whose files the kernel generates as they are read: they look like regular files, but a read takes lines
-/// out of the kernel's log, waits for events, or shows what only root may see. nix has no names for the last two.
-const KERNELS_OWN: [FsType; 13] = [
+/// out of the kernel's log, waits for events, or shows what only root may see; and a directory that is made there is an
+/// object of the kernel. nix has no names for the last four.
+const KERNELS_OWN: [FsType; 15] = [
     PROC_SUPER_MAGIC,
     SYSFS_MAGIC,
     DEBUGFS_MAGIC,
@@ -45,9 +46,11 @@ const KERNELS_OWN: [FsType; 13] = [
     NSFS_MAGIC,
     SELINUX_MAGIC,
     SMACK_MAGIC,
-    // EFIVARFS_MAGIC and PSTOREFS_MAGIC of linux/magic.h.
+    // EFIVARFS_MAGIC, PSTOREFS_MAGIC and RDTGROUP_SUPER_MAGIC of linux/magic.h, CONFIGFS_MAGIC of fs/configfs/mount.c.
     FsType(0xde5e_81e4),
     FsType(0x6165_676c),
+    FsType(0x0765_5821),
+    FsType(0x6265_6570),
 ];
 
 /// The reason that a path can't be used.
@@ -250,8 +253,12 @@ fn make_along(from: &OwnedFd, path: &Path, mode: Option<u32>, bounds: ResolveFla
     resolve(from, &so_far, OFlag::O_PATH | OFlag::O_DIRECTORY, bounds)
 }
 
-/// Creates a directory. Returns false if its name exists already.
+/// Creates a directory. Returns false if its name exists already, or if the parent is on a file system of the kernel's
+/// own, where none is created.
 fn make_one(parent: &OwnedFd, name: &OsStr) -> Result<bool, Errno> {
+    if KERNELS_OWN.contains(&fstatfs(parent)?.filesystem_type()) {
+        return Ok(false);
+    }
     match mkdirat(parent, name, Mode::from_bits_truncate(0o755)) {
         Ok(()) => Ok(true),
         Err(Errno::EEXIST) => Ok(false),
@@ -299,6 +306,8 @@ fn plainly(error: Errno, root: &Path, path: &Path) -> HostPathError {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
+    use nix::sys::statfs::statfs;
 
     use super::*;
     use crate::sys::error_chain::Chained;
@@ -382,6 +391,17 @@ mod tests {
         fs::rename(root.join("data"), root.join("was")).unwrap();
         symlink(kept.path().join("outside"), root.join("data")).unwrap();
         assert_eq!(read(&place), "inside");
+    }
+
+    #[test]
+    fn no_directory_is_made_on_a_file_system_of_the_kernels_own() {
+        let is_kernels =
+            |path: &&str| statfs(*path).is_ok_and(|found| KERNELS_OWN.contains(&found.filesystem_type()));
+        let there = ["/sys/fs/cgroup/pids", "/sys/fs/cgroup"].into_iter().find(is_kernels).unwrap();
+        let name = format!("containerd-driver-unit-test-{}", std::process::id());
+        let made = Area::of(Path::new(there)).make(Path::new(&name), 0o755);
+        let _ = fs::remove_dir(Path::new(there).join(&name));
+        assert!(matches!(made, Err(HostPathError::Missing(_))), "{made:?}");
     }
 
     #[test]

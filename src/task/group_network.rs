@@ -10,15 +10,18 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::error::{Error, Result};
 use super::start::settable_network_parameters;
 use super::{Settings, Slot, Tasks};
 use crate::sys::error_chain::Chained;
-use crate::sys::{blocking, netns};
+use crate::sys::{blocking, host_files, netns};
 
 /// Name of the directory in the state directory.
 const DIRECTORY: &str = "groups";
+/// Maximum time of a look at an allocation's directory.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
 /// Maximum length of an allocation's id, which is a UUID.
 const ID_LIMIT_BYTES: usize = 64;
 /// The kernel's maximum length of a host name.
@@ -47,12 +50,21 @@ struct Known {
     claimed: HashSet<String>,
     /// Allocations whose network was to be removed, and may still be there.
     doomed: HashSet<String>,
+    /// Directory in which the agent has the directories of its allocations; `None` before the first task.
+    alloc_dirs: Option<PathBuf>,
 }
 
 impl GroupNetworks {
     /// Records that the agent starts or recovers a task of an allocation.
     pub(super) fn has_task(&self, alloc_id: &str) {
         self.known().claimed.insert(alloc_id.to_owned());
+    }
+
+    /// Records the directory of a task's allocation: the agent has those of all its allocations side by side.
+    pub(super) fn has_alloc_dir(&self, alloc_dir: &str) {
+        if let Some(all) = Path::new(alloc_dir).parent().filter(|all| all.is_absolute()) {
+            self.known().alloc_dirs = Some(all.to_owned());
+        }
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -148,70 +160,101 @@ impl Tasks {
     /// killed as it made or removed one, and namespaces whose removal was asked for and has failed.
     pub(super) async fn sweep_group_networks(&self, settings: &Settings) {
         let directory = settings.config.state_dir.join(DIRECTORY);
-        let groups = Arc::clone(&self.group_networks);
-        let sweep = async move {
-            let there = list_without_blocking(&directory).await?;
-            let doomed = groups.known().at_sweep(&there);
-            for Found { path, is_bound } in &there {
-                if !is_bound {
-                    netns::remove(path).await?;
-                }
+        let there = match list_without_blocking(&directory).await {
+            Ok(there) => there,
+            Err(error) => {
+                tracing::debug!(error = %error.chain(), "can't look for networks of groups that are to be removed");
+                return;
             }
-            for alloc_id in doomed {
-                netns::remove(&directory.join(&alloc_id)).await?;
-                groups.known().doomed.remove(&alloc_id);
+        };
+        let doomed = self.group_networks.known().at_sweep(&there);
+        let doomed = doomed.into_iter().map(|alloc_id| directory.join(alloc_id));
+        let unbound = there.into_iter().filter(|found| !found.is_bound).map(|found| found.path);
+        // One that can't be removed holds up no other.
+        for path in unbound.chain(doomed) {
+            if let Err(error) = self.remove_again(path).await {
+                tracing::debug!(error = %error.chain(), "can't remove the network of a group yet");
+            }
+        }
+        let _ = self.remove_directory(directory).await;
+    }
+
+    /// Removes a namespace whose removal was asked for, or a file without one.
+    async fn remove_again(&self, path: PathBuf) -> Result<()> {
+        let groups = Arc::clone(&self.group_networks);
+        let remove = async move {
+            let alloc_id = id_of(&path);
+            let is_doomed = groups.known().doomed.contains(&alloc_id);
+            let at = path.clone();
+            // The agent may have asked for it meanwhile.
+            if !is_doomed && blocking::run(move || netns::is_bound(&at)).await {
+                return Ok(());
+            }
+            netns::remove(&path).await?;
+            if groups.known().doomed.remove(&alloc_id) {
                 tracing::info!(
                     alloc = alloc_id,
                     "removed the network of a group that could not be removed before"
                 );
             }
-            let _ = blocking::run(move || fs::remove_dir(directory)).await;
             Ok(())
         };
-        if let Err(error) = self.alone(sweep).await {
-            tracing::debug!(error = %error.chain(), "can't remove the network of a group yet");
-        }
+        self.alone(remove).await
     }
 
-    /// Removes namespaces of groups that the agent has not named since the plugin's launch, and in which no process is:
-    /// the allocation ended while there was no plugin, or the agent has lost its state. The caller knows that the agent
-    /// had the time to name them.
+    /// Removes namespaces of groups whose allocations have not been named by the agent since the plugin's launch, and have
+    /// no directory any more, if no process is in them: the allocation was removed while there was no plugin, or the agent
+    /// has lost its state. One whose tasks all wait to be started has not been named either, but has a directory. The
+    /// caller knows that the agent had the time to name those that live.
     pub(super) async fn reap_group_networks(self: &Arc<Self>, settings: &Settings) {
+        let Some(alloc_dirs) = self.group_networks.known().alloc_dirs.clone() else { return };
         let directory = settings.config.state_dir.join(DIRECTORY);
-        let dry_run = settings.config.gc.dangling_containers.dry_run;
+        let found = list_without_blocking(&directory).await.unwrap_or_else(|error| {
+            tracing::warn!(error = %error.chain(), "can't look for networks of groups that Nomad does not know");
+            Vec::new()
+        });
+        for Found { path, is_bound } in found {
+            let alloc_id = id_of(&path);
+            if !is_bound || self.lives(&alloc_id) || !has_no_directory(&alloc_dirs, &alloc_id).await {
+                continue;
+            }
+            if settings.config.gc.dangling_containers.dry_run {
+                tracing::warn!(
+                    alloc = alloc_id,
+                    "Nomad does not know this group's network; leaving it (dry_run)"
+                );
+            } else if let Err(error) = self.reap_group_network(path).await {
+                tracing::warn!(alloc = alloc_id, error = %error.chain(), "can't remove the network of a group yet");
+            }
+        }
+        let _ = self.remove_directory(directory).await;
+    }
+
+    async fn reap_group_network(self: &Arc<Self>, path: PathBuf) -> Result<()> {
         let tasks = Arc::clone(self);
         let reap = async move {
-            for Found { path, is_bound } in list_without_blocking(&directory).await? {
-                let alloc_id = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
-                if !is_bound || tasks.lives(&alloc_id) {
-                    continue;
-                }
-                let at = path.clone();
-                match blocking::run(move || netns::has_process(&at)).await {
-                    // A task of the allocation may have been recovered during the look.
-                    Ok(false) if !tasks.lives(&alloc_id) => {}
-                    Ok(_) => continue,
-                    Err(error) => {
-                        tracing::debug!(alloc = alloc_id, %error, "can't see who uses the network of the group");
-                        continue;
-                    }
-                }
-                if dry_run {
-                    tracing::warn!(
-                        alloc = alloc_id,
-                        "Nomad does not know this group's network; leaving it (dry_run)"
-                    );
-                    continue;
-                }
-                tracing::warn!(alloc = alloc_id, "Nomad does not know this group's network; removing it");
-                netns::remove(&path).await?;
+            let (alloc_id, at) = (id_of(&path), path.clone());
+            let used = blocking::run(move || netns::has_process(&at)).await;
+            let is_used =
+                used.map_err(|error| Error::system("see who uses the network of the group", error))?;
+            // The agent may have named the allocation during the look.
+            if is_used || tasks.lives(&alloc_id) {
+                return Ok(());
             }
+            tracing::warn!(alloc = alloc_id, "Nomad does not know this group's network; removing it");
+            netns::remove(&path).await?;
+            Ok(())
+        };
+        self.alone(reap).await
+    }
+
+    /// Removes the directory of the namespaces, if it is empty.
+    async fn remove_directory(&self, directory: PathBuf) -> Result<()> {
+        let remove = async move {
             let _ = blocking::run(move || fs::remove_dir(directory)).await;
             Ok(())
         };
-        if let Err(error) = self.alone(reap).await {
-            tracing::warn!(error = %error.chain(), "can't remove the network of a group yet");
-        }
+        self.alone(remove).await
     }
 
     /// Returns whether the agent has named the allocation since the plugin's launch.
@@ -254,6 +297,21 @@ fn place(state_dir: &Path, alloc_id: &str) -> Result<(PathBuf, PathBuf)> {
     let directory = state_dir.join(DIRECTORY);
     let path = directory.join(alloc_id);
     Ok((directory, path))
+}
+
+/// Returns the id of the allocation that the file at `path` is of.
+fn id_of(path: &Path) -> String {
+    path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned()
+}
+
+/// Returns true if it is certain that the agent has no directory of the allocation.
+async fn has_no_directory(alloc_dirs: &Path, alloc_id: &str) -> bool {
+    let (all, own) = (alloc_dirs.to_owned(), alloc_dirs.join(alloc_id));
+    let look = move || {
+        let own = fs::symlink_metadata(own);
+        all.is_dir() && own.is_err_and(|error| error.kind() == ErrorKind::NotFound)
+    };
+    host_files::look(alloc_dirs, LOOK_TIMEOUT, look).await.unwrap_or(false)
 }
 
 async fn list_without_blocking(directory: &Path) -> Result<Vec<Found>> {
@@ -341,6 +399,21 @@ mod tests {
         assert!(list(Path::new("/dev/null")).is_err(), "a list that can't be read is not an empty one");
         let error = make_directory(&directory.join("b").join("c")).unwrap_err();
         assert!(error.to_string().contains("make the directory"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_network_is_unknown_only_once_its_allocation_has_no_directory() {
+        let data_dir = tempfile::tempdir().unwrap();
+        let alloc_dirs = data_dir.path().join("alloc");
+        assert!(!has_no_directory(&alloc_dirs, "a").await, "none is there, which may be for want of a mount");
+        fs::create_dir_all(alloc_dirs.join("a")).unwrap();
+        assert!(!has_no_directory(&alloc_dirs, "a").await);
+        assert!(has_no_directory(&alloc_dirs, "b").await);
+        let groups = GroupNetworks::default();
+        groups.has_alloc_dir("");
+        assert_eq!(groups.known().alloc_dirs, None);
+        groups.has_alloc_dir(alloc_dirs.join("a").to_str().unwrap());
+        assert_eq!(groups.known().alloc_dirs, Some(alloc_dirs));
     }
 
     #[test]

@@ -46,6 +46,7 @@ impl Tasks {
         }
         let doing = format!("recover task {}", config.id);
         let identity = Identity::of(config);
+        self.group_networks.has_alloc_dir(&config.alloc_dir);
         let reservation = self.reserve(&identity).await.map_err(|error| error.context(&doing))?;
         let task_events = TaskEvents { identity, events: self.events.clone() };
         let task = match find(self, &settings, task_events, driver_state).await {

@@ -49,8 +49,8 @@ use crate::sys::error_chain::Chained;
 use disk_full::is_full;
 use first::First;
 pub(super) use host_facts::settable_network_parameters;
-pub(super) use image_volumes::check_not_filled;
 use image_volumes::Volumes;
+pub(super) use image_volumes::check_not_filled;
 pub(super) use labels::OWNER_LABEL;
 use plan::StartPlan;
 
@@ -66,6 +66,7 @@ impl Tasks {
     ) -> Result<Started> {
         let doing = format!("start task {}", config.id);
         let timeline = Timeline::begin();
+        self.group_networks.has_alloc_dir(&config.alloc_dir);
         let reservation =
             self.reserve(&Identity::of(&config)).await.map_err(|error| error.context(&doing))?;
         let (sender, answer) = oneshot::channel();

@@ -310,15 +310,20 @@ async fn a_groups_network_that_nobody_knows_is_removed(case: &CaseContext) -> Re
     options["gc"] = json!({"dangling_containers": {"period": "200ms", "creation_grace": "2s"}});
     let mut plugin = case.plugin_as(&case.launch_docker()?, &options).await?;
     let mut paths = Vec::new();
-    for letter in ["a", "b", "c"] {
+    for letter in ["a", "b", "c", "d"] {
         let made = create(&plugin, &format!("5f1b2c3d-0000-4000-8000-00000000000{letter}"), "").await?;
         paths.push(made.isolation_spec.context("no specification")?.path);
     }
-    let [unknown, used, claimed] = &paths[..] else { bail!("not three: {paths:?}") };
+    let [unknown, used, claimed, waiting] = &paths[..] else { bail!("not four: {paths:?}") };
     let is_there = |path: &str| Path::new(path).exists();
     // One period later each is still there: the agent has asked for them since the launch.
     tokio::time::sleep(Duration::from_secs(4)).await;
     ensure!(paths.iter().all(|path| is_there(path)), "one was removed in its use");
+    // All tasks of an allocation that has a directory may be waiting for a restart.
+    let task = case.prepare_unread(&plugin, &case.shell("exit 0")).await?;
+    let alloc_dirs = task.alloc.directory.parent().context("no parent")?.to_owned();
+    let waits = alloc_dirs.join("5f1b2c3d-0000-4000-8000-00000000000d");
+    std::fs::create_dir(&waits)?;
     plugin.kill().await?;
     let mut command = Command::new("nsenter");
     command.arg(format!("--net={used}")).args(["sleep", "600"]).stdin(Stdio::null()).kill_on_drop(true);
@@ -326,13 +331,19 @@ async fn a_groups_network_that_nobody_knows_is_removed(case: &CaseContext) -> Re
     let mut plugin = case.plugin_as(&case.launch_docker()?, &options).await?;
     let again = create(&plugin, "5f1b2c3d-0000-4000-8000-00000000000c", "").await?;
     ensure!(!again.created, "it was gone at once");
+    // A task shows where the agent has its allocations.
+    let task = case.run(&plugin, &case.shell("exit 0")).await?;
+    task.wait(&plugin).await?;
+    task.destroy(&plugin).await?;
     let gone = until(LIMIT, "the end of the unknown network", || !is_there(unknown)).await;
     // Some more rounds of the search.
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let left = (is_there(used), is_there(claimed));
+    let left = (is_there(used), is_there(claimed), is_there(waiting));
     process.kill().await?;
     gone?;
-    ensure_eq!(left, (true, true));
+    ensure_eq!(left, (true, true, true));
+    std::fs::remove_dir(waits)?;
+    until(LIMIT, "the end of the network that was waited with", || !is_there(waiting)).await?;
     until(LIMIT, "the end of the network that was used", || !is_there(used)).await?;
     ensure!(is_there(claimed), "a claimed network was removed");
     destroy(&plugin, "5f1b2c3d-0000-4000-8000-00000000000c", None).await?;

@@ -136,6 +136,9 @@ impl RawMount {
             let mode = mode.map(|mode| mode.within(option, 0, MAX_MODE)).transpose()?;
             list.extend(mode.filter(|mode| *mode != 0).map(|mode| format!("mode={mode:o}")));
         }
+        if kind == "volume" && source.is_none() && driver.is_docker() {
+            drop_propagations(option, &target, &mut list, warnings);
+        }
         let is_listed = list.iter().any(|given| matches!(given.as_str(), "bind" | "rbind"));
         let options = Fstab::new(option, &target, list)?;
         let (source, options) = match (kind.as_str(), source) {
@@ -160,6 +163,17 @@ impl RawMount {
             (other, _) => return refuse(other, "the type must be volume, bind or tmpfs"),
         };
         Ok(JobMount { option, target, source, options })
+    }
+}
+
+/// Drops the propagations from the options of a volume without a name: it is a part of the container, and no mount of
+/// the host's is to propagate to it or from it.
+fn drop_propagations(option: &'static str, target: &str, list: &mut Vec<String>, warnings: &mut Warnings) {
+    for dropped in list.extract_if(.., |word| is_propagation(word)) {
+        warnings.add(
+            option,
+            format!("the mount at {target} has {dropped}, which a volume without a name has not"),
+        );
     }
 }
 
@@ -278,6 +292,10 @@ mod tests {
         let taken = decode_as(docker, &json!({"image": "x", "mount": [bound]})).unwrap();
         assert_eq!(taken.mounts.list[0].options.join(","), "rbind,rprivate");
         assert_eq!(taken.warnings.options(), ["mount"]);
+        let shared = json!({"target": "/t", "options": ["rshared", "noexec"]});
+        let taken = decode_as(docker, &json!({"image": "x", "mount": [shared]})).unwrap();
+        assert_eq!(taken.mounts.list[0].options.join(","), "rbind,noexec,rprivate");
+        assert!(taken.warnings.to_string().contains("rshared"), "{}", taken.warnings);
         let path = one_as(docker, "mount", &json!({"target": "/t", "source": "/s"}));
         assert_eq!(path.source, host("/s"));
     }
