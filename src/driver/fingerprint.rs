@@ -26,7 +26,7 @@ const LOCK: Duration = Duration::from_secs(2);
 const REPEAT: Duration = Duration::from_secs(30);
 
 /// The dockerd whose behaviour the driver has under docker's name.
-const DOCKERD_VERSION: &str = "26.1.5";
+const DOCKERD_VERSION: &str = "28.5.2";
 
 type Configured = watch::Receiver<Option<Arc<Settings>>>;
 

@@ -105,7 +105,7 @@ pub fn add_probed(facts: &mut Facts, prefix: &str, output: &str, names: &Names) 
             for (device, rights) in list.split(';').filter_map(|entry| entry.rsplit_once(' ')) {
                 add(facts, &format!("{prefix}cgroups/devices/devices.list {device}"), rights.to_owned());
             }
-        } else if let Some((name, value)) = taken_apart(&section, line) {
+        } else if let Some((name, value)) = taken_apart(&section, line).filter(|(name, _)| !is_others(name)) {
             let (name, mut value) = (names.without(&name), names.without(&value));
             if section == "namespaces" && value.contains('[') {
                 // None of those that have names.
@@ -120,6 +120,11 @@ pub fn add_probed(facts: &mut Facts, prefix: &str, output: &str, names: &Names) 
         }
     }
     section == "end"
+}
+
+/// Returns whether a fact is of the host's interfaces for other tasks, which a task in the host's network sees.
+fn is_others(name: &str) -> bool {
+    name.split(['/', ' ']).any(|word| word.starts_with("veth") || word == "docker0")
 }
 
 /// Takes the hardware address out of what is told of a link. Returns the rest, and the address.
@@ -195,6 +200,9 @@ fn taken_apart(section: &str, line: &str) -> Option<(String, String)> {
     }
 }
 
+/// Files that either driver makes for a task and mounts.
+const DRIVERS_FILES: [&str; 3] = ["/etc/hosts", "/etc/hostname", "/etc/resolv.conf"];
+
 /// Adds the facts of a line of /proc/self/mountinfo: options, propagation, the file system, and what of it is mounted.
 fn add_mount(facts: &mut Facts, prefix: &str, line: &str, names: &Names) {
     let Some((mount, system)) = line.split_once(" - ") else { return };
@@ -218,7 +226,9 @@ fn add_mount(facts: &mut Facts, prefix: &str, line: &str, names: &Names) {
     fact("options", sorted(options));
     fact("propagation", tags.join(","));
     fact("file system", format!("{kind} {} {}", names.without(source), sorted(more)));
-    fact("root", names.without(root));
+    // Where either driver keeps a file of its own, as with cgroups.
+    let own = DRIVERS_FILES.iter().find(|file| *file == &point && root.ends_with(&file["/etc".len()..]));
+    fact("root", own.map_or_else(|| names.without(root), |_| "{the driver's file}".to_owned()));
 }
 
 #[cfg(test)]
@@ -283,6 +293,16 @@ mod tests {
     }
 
     #[test]
+    fn interfaces_of_other_tasks_are_no_facts() {
+        let facts = probed(
+            "== links\n7: veth881449ea@if2: <UP> mtu 1500\n8: docker0: <UP> mtu 1500\n9: eth0: <UP> mtu 1500\n\
+             == addresses\n7: veth881449ea    inet6 fe80::1/64 scope link\n\
+             == sysctl\n/proc/sys/net/ipv6/conf/veth881449ea/forwarding:0",
+        );
+        assert!(facts.keys().all(|name| name.starts_with("links/eth0")), "{facts:?}");
+    }
+
+    #[test]
     fn a_mount_is_several_facts() {
         let facts = probed(
             "== mounts\n9 8 0:5 /tmp/x/alloc/5b02b4e7-0000-0000-0000-000000000000/local /local rw,nosuid master:1 - ext4 /dev/a rw,x",
@@ -293,6 +313,19 @@ mod tests {
             ("nosuid,rw", "master", "ext4 /dev/a rw,x")
         );
         assert_eq!(value("root"), "{allocations}/{alloc}/local");
+    }
+
+    #[test]
+    fn where_a_driver_keeps_its_files_is_no_difference() {
+        let root = |root: &str, point: &str| {
+            let facts = probed(&format!("== mounts\n9 8 0:5 {root} {point} rw - ext4 /dev/a rw"));
+            facts[&format!("mounts/{point} root")].clone()
+        };
+        for of in ["/var/lib/docker/containers/x/hosts", "/hosts"] {
+            assert_eq!(root(of, "/etc/hosts"), "{the driver's file}");
+        }
+        assert_eq!(root("/home/a", "/etc/hosts"), "/home/a");
+        assert_eq!(root("/hosts", "/etc/other"), "/hosts");
     }
 
     #[test]

@@ -91,10 +91,11 @@ impl Table {
 
     /// Returns the table of the explained differences that the run met.
     pub fn text(&self) -> String {
-        let mut text = format!("{}\n| | docker | here | why |\n|---|---|---|---|\n", self.counts());
-        for place in self.explained.keys() {
+        let mut text =
+            format!("{}\n| | docker | here | why | facts |\n|---|---|---|---|---|\n", self.counts());
+        for (place, times) in &self.explained {
             let [what, docker, here] = ALL[*place].words;
-            let _ = writeln!(text, "| {what} | {docker} | {here} | {} |", ALL[*place].reason);
+            let _ = writeln!(text, "| {what} | {docker} | {here} | {} | {times} |", ALL[*place].reason);
         }
         text
     }
