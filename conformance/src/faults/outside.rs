@@ -13,6 +13,7 @@ use anyhow::{Context, Result, ensure};
 use clap::ValueEnum as _;
 use clap::builder::PossibleValue;
 use harness::context::CaseContext;
+use harness::fixture::containerd::NAMESPACE;
 use harness::fixture::fault_proxy::{Fault as Broken, FaultProxy};
 use harness::leaks::inspect::{Found, active_snapshots, find_processes, listed, socket_of_shim};
 use harness::processes::alive;
@@ -216,7 +217,7 @@ impl Surroundings<'_> {
             Outside::ContainerdDiskFull => self.containerd_disk.fill()?,
             Outside::ContainerdLate => containerd.pause()?,
             Outside::SnapshotGone => {
-                let keys = active_snapshots(containerd)?;
+                let keys = active_snapshots(containerd, NAMESPACE)?;
                 let keys: Vec<_> = keys.iter().filter(|key| *key != self.foreign_container).collect();
                 had_effect = !keys.is_empty();
                 // One that goes by itself at the same moment is gone as well.

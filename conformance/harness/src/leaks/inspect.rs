@@ -177,12 +177,12 @@ pub fn listed(containerd: &Containerd, arguments: &[&str]) -> Result<Vec<String>
     Ok(containerd.ctr(arguments)?.split_whitespace().map(str::to_owned).collect())
 }
 
-/// Lists keys of snapshots that are not committed: roots of containers, and layers that were being unpacked.
+/// Lists keys of a namespace's snapshots that are not committed: roots of containers, and layers that were being unpacked.
 ///
 /// # Errors
 /// Fails with the output of `ctr`.
-pub fn active_snapshots(containerd: &Containerd) -> Result<Vec<String>> {
-    let listing = containerd.ctr(&["snapshots", "list"])?;
+pub fn active_snapshots(containerd: &Containerd, namespace: &str) -> Result<Vec<String>> {
+    let listing = containerd.ctr(&["--namespace", namespace, "snapshots", "list"])?;
     let active = listing.lines().filter(|line| line.trim_end().ends_with("Active"));
     Ok(active.filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect())
 }

@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 use super::inspect::{
     active_snapshots, cgroups_named, dead_shim_sockets, find_processes, listed, mounts_under,
 };
-use crate::fixture::containerd::Containerd;
+use crate::fixture::containerd::{Containerd, DOCKERS_NAMESPACE, NAMESPACE};
 
 const END_LIMIT: Duration = Duration::from_secs(5);
 
@@ -120,13 +120,13 @@ pub fn by_a_reboot(state_dir: &Path, cgroup: &str) -> io::Result<()> {
 
 /// Removes all records, snapshots and leases of tasks from a containerd, whoever made them: only for one of our own.
 pub fn records(containerd: &Containerd) {
-    for id in listed(containerd, &["containers", "list", "--quiet"]).unwrap_or_default() {
-        let _ = containerd.ctr(&["containers", "delete", &id]);
-    }
-    for id in listed(containerd, &["leases", "list", "--quiet"]).unwrap_or_default() {
-        let _ = containerd.ctr(&["leases", "delete", &id]);
-    }
-    for key in active_snapshots(containerd).unwrap_or_default() {
-        let _ = containerd.ctr(&["snapshots", "delete", &key]);
+    for namespace in [NAMESPACE, DOCKERS_NAMESPACE] {
+        let words = |arguments: &[&'static str]| [&["--namespace", namespace], arguments].concat();
+        let list = |arguments| listed(containerd, &words(arguments)).unwrap_or_default();
+        let delete = |what, id: &str| drop(containerd.ctr(&["--namespace", namespace, what, "delete", id]));
+        list(&["containers", "list", "--quiet"]).iter().for_each(|id| delete("containers", id));
+        list(&["leases", "list", "--quiet"]).iter().for_each(|id| delete("leases", id));
+        let snapshots = active_snapshots(containerd, namespace).unwrap_or_default();
+        snapshots.iter().for_each(|key| delete("snapshots", key));
     }
 }

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use harness::config;
 use harness::context::CaseContext;
 use harness::fixture::Form;
+use harness::fixture::containerd::NAMESPACE;
 use harness::leaks::inspect::{active_snapshots, listed};
 use harness::task::LIMIT;
 use serde_json::{Value, json};
@@ -232,7 +233,7 @@ async fn a_container_is_kept_where_the_operator_says_so(case: &CaseContext) -> R
     ensure_eq!(listed(containerd, &["containers", "list", "--quiet"])?, kept);
     containerd.ctr(&["containers", "delete", &kept[0]])?;
     containerd.collect_garbage()?;
-    ensure_eq!(active_snapshots(containerd)?, Vec::<String>::new());
+    ensure_eq!(active_snapshots(containerd, NAMESPACE)?, Vec::<String>::new());
     is_removed(case, &name).await?;
     plugin.shut_down().await
 }

@@ -5,6 +5,7 @@ use anyhow::{Context, Result, ensure};
 use harness::config;
 use harness::context::CaseContext;
 use harness::fixture::Form;
+use harness::fixture::containerd::NAMESPACE;
 use harness::fixture::layer::Tree;
 use harness::host::Plugin;
 use harness::leaks::inspect::active_snapshots;
@@ -90,7 +91,7 @@ async fn each_task_has_fresh_volumes_which_end_with_it(case: &CaseContext, plugi
     for _ in 0..2 {
         let listed = output(case, plugin, &config! { image = image }, script).await?;
         ensure_eq!(listed, "/var/lib/db:\nfirst\nlink\nsub\n\n/var/lib/db/sub:\n");
-        let left = active_snapshots(case.environment().containerd())?;
+        let left = active_snapshots(case.environment().containerd(), NAMESPACE)?;
         ensure!(left.is_empty(), "snapshots are left: {left:?}");
     }
     Ok(())
@@ -133,7 +134,7 @@ async fn a_volume_outlives_the_plugin_and_ends_with_the_task(case: &CaseContext)
     let (exit_code, kept) = task.exec(&plugin, "cat /var/lib/db/mine /var/lib/db/first").await?;
     ensure_eq!((exit_code, kept.as_str()), (0, "x\nfrom the image\n"));
     task.end(&plugin).await?;
-    let left = active_snapshots(case.environment().containerd())?;
+    let left = active_snapshots(case.environment().containerd(), NAMESPACE)?;
     ensure!(left.is_empty(), "snapshots are left: {left:?}");
     plugin.shut_down().await
 }

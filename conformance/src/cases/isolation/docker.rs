@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Result, ensure};
 use harness::context::CaseContext;
 use harness::fixture::Form;
+use harness::fixture::containerd::DOCKERS_NAMESPACE;
 use harness::fixture::layer::Tree;
 use harness::host::Plugin;
 use harness::leaks::inspect::active_snapshots;
@@ -103,7 +104,7 @@ async fn a_volume_without_a_source_is_fresh_and_filled_from_the_image(case: &Cas
             task.destroy(&plugin).await?;
             task.next_attempt()?;
         }
-        let left = active_snapshots(case.environment().containerd())?;
+        let left = active_snapshots(case.environment().containerd(), DOCKERS_NAMESPACE)?;
         ensure!(left.is_empty(), "snapshots are left: {left:?}");
     }
     let over_a_file = shell_with(case, "true", &job(volume("/etc/passwd", json!({}))));
