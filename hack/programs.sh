@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # The programs of other versions than the machine's that the cases are run on: fetched or built once for each version, kept,
-# and never installed. Sourced after lib.sh by hack/test and hack/matrix. Which versions these are, the modules beside this file
-# say, and for crates the constants here.
+# and never installed. Sourced after lib.sh by hack/test, hack/matrix and hack/differ. Which versions these are, the modules
+# beside this file say, and for crates the constants here.
 
 # The lines of the newest releases; hack/matrix --newest says when there is a newer one.
 # shellcheck disable=SC2034 # used by the scripts that source this
@@ -149,6 +149,13 @@ find_debian() {
     mv "$part/root" "$ROOT"
   fi
   settle "$ROOT"
+}
+
+# Sets DOCKERD to the binary of Debian sid, which runs with the libraries of Debian 12.
+find_dockerd() {
+  find_debian sid docker.io "" || return
+  DOCKERD=$ROOT/usr/sbin/dockerd
+  note "$("$DOCKERD" --version) at $DOCKERD"
 }
 
 # settle ROOT: has programs that are linked with other libraries than this machine's load those beside them.

@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
-use harness::agent::Server;
+use harness::agent::{Heartbeats, Server};
 use harness::environment::TestEnvironment;
 use harness::fixture::{Choice, Programs, Registry, RegistrySettings};
 use harness::leaks::inspect::find_processes;
@@ -93,7 +93,7 @@ impl<'a> Cluster<'a> {
         let directory = environment.directory();
         let settings = RegistrySettings { host: Some(address.clone()), ..RegistrySettings::default() };
         let registry = environment.registry().beside(&directory.join("cluster-reg"), settings)?;
-        let server = Server::start(binaries[0], &directory.join("server"), &address)?;
+        let server = Server::start(binaries[0], &directory.join("server"), &address, Heartbeats::Strict)?;
         let hosts = directory.join("hosts");
         let of_registry = hosts.join(registry.address());
         fs::create_dir_all(&of_registry)?;

@@ -3,14 +3,14 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use anyhow::{Context as _, Result, ensure};
-use harness::agent::{Agent, Mode, Place, Server, lines_of_interest};
-use harness::context::agent;
+use anyhow::{Context as _, Result};
+use harness::agent::config::DANGLING_KEPT;
+use harness::context::{DockerCluster, DockerDriver, DockerNode, DockerNodeSetup};
 use harness::environment::TestEnvironment;
-use harness::fixture::process::{Process, tail};
-use harness::fixture::{Containerd, Dockerd, DockerdSetup, Registry, RegistrySettings};
+use harness::fixture::network::Bridge;
+use harness::fixture::process::Process;
 
 use super::facts::Names;
 use super::images;
@@ -19,30 +19,20 @@ use super::run::Bench;
 
 /// The names of the two nodes.
 const NODES: [&str; 2] = ["docker", "here"];
-/// Subnet of docker's default bridge, which is the bridge of both sides.
-const SUBNET: &str = "172.17.0.0/16";
+/// docker's default bridge, which is the bridge of both sides, and its subnet.
+const BRIDGE: [&str; 2] = ["docker0", "172.17.0.0/16"];
+/// Options of the plugin on both sides.
+const OPTIONS: &str = "allow_caps = [\"all\"]";
 
 /// The server, the two nodes, and what they share.
 pub struct Sides<'a> {
     // Fields are dropped in this order: the nodes before what they use.
-    nodes: [Node; 2],
-    dockerd: Dockerd,
-    server: Server,
+    nodes: [DockerNode<'a>; 2],
+    cluster: DockerCluster<'a>,
     /// Serves the files that jobs fetch.
     files: Process,
     files_address: String,
-    registry: Registry,
     environment: &'a TestEnvironment,
-}
-
-/// An agent with its containerd.
-struct Node {
-    agent: Agent,
-    containerd: Containerd,
-    directory: PathBuf,
-    address: String,
-    /// Path of the network namespace.
-    namespace: PathBuf,
 }
 
 impl<'a> Sides<'a> {
@@ -51,24 +41,25 @@ impl<'a> Sides<'a> {
     /// # Errors
     /// Says what doesn't come up.
     pub fn start(environment: &'a TestEnvironment, [nomad, plugin, dockerd]: [&Path; 3]) -> Result<Self> {
-        let address = environment.networks().make_nodes_bridge()?;
-        let directory = environment.directory();
-        let settings = RegistrySettings { host: Some(address.clone()), ..RegistrySettings::default() };
-        let registry = environment.registry().beside(&directory.join("differ-reg"), settings)?;
-        images::push(environment.catalog(), &registry).context("push the images")?;
-        let (files, files_address) = serve_files(environment, &address)?;
-        lay_out_shared(&directory.join("shared"))?;
-        let hosts = directory.join("hosts");
-        let of_registry = hosts.join(registry.address());
-        fs::create_dir_all(&of_registry)?;
-        fs::write(of_registry.join("hosts.toml"), format!("server = \"http://{}\"\n", registry.address()))?;
-        let server = Server::start(nomad, &directory.join("server"), &address)?;
-        let start =
-            |number: u8| Start { environment, server: &server, registry: &registry, hosts: &hosts, number };
-        let (docker, daemon) = start(1).node([nomad, plugin], Some(dockerd))?;
-        let dockerd = daemon.context("no dockerd was started")?;
-        let (here, _) = start(2).node([nomad, plugin], None)?;
-        Ok(Self { nodes: [docker, here], dockerd, server, files, files_address, registry, environment })
+        let cluster = DockerCluster::start(environment, nomad)?;
+        images::push(environment.catalog(), cluster.registry()).context("push the images")?;
+        let (files, files_address) = serve_files(environment, cluster.address())?;
+        lay_out_shared(&environment.directory().join("shared"))?;
+        let start = |number: u8, driver, dockerd| {
+            let [name, subnet] = BRIDGE.map(str::to_owned);
+            cluster.start_node(DockerNodeSetup {
+                number,
+                name: NODES[usize::from(number) - 1],
+                plugin,
+                dockerd,
+                driver,
+                bridge: Bridge { name, subnet },
+                options: OPTIONS,
+                dangling_containers: DANGLING_KEPT,
+            })
+        };
+        let nodes = [start(1, DockerDriver::Nomads, Some(dockerd))?, start(2, DockerDriver::Ours, None)?];
+        Ok(Self { nodes, cluster, files, files_address, environment })
     }
 
     /// Returns what jobs of a side run with.
@@ -77,9 +68,10 @@ impl<'a> Sides<'a> {
     /// Fails if the registry lacks an image.
     pub fn bench(&self, side: usize) -> Result<Bench<'_>> {
         let node = &self.nodes[side];
-        let digest = self.registry.digest_of(images::REPOSITORY, images::PLAIN)?;
+        let registry = self.cluster.registry();
+        let digest = registry.digest_of(images::REPOSITORY, images::PLAIN)?;
         let shared = self.environment.directory().join("shared");
-        let (registry, shared) = (self.registry.address().to_owned(), shared.display().to_string());
+        let (registry, shared) = (registry.address().to_owned(), shared.display().to_string());
         let places = vec![
             ("{registry}", registry.clone()),
             ("{digest}", digest),
@@ -93,17 +85,17 @@ impl<'a> Sides<'a> {
         names.add(node.directory.join("agent/alloc").display().to_string(), "{allocations}");
         names.add(node.directory.join("agent").display().to_string(), "{agent}");
         names.add(node.directory.display().to_string(), "{node}");
-        names.add(&*node.address, "{address of the node}");
+        names.add(&*node.link.address, "{address of the node}");
         names.add(node.agent.node(), "{node id}");
-        names.add(self.cgroup(), "{cgroup}");
+        names.add(self.cluster.dockerds_cgroup(), "{cgroup}");
         for kind in ["cgroup", "ipc", "mnt", "pid", "user", "uts"] {
             let id = fs::read_link(format!("/proc/self/ns/{kind}"))?;
             names.add(id.to_string_lossy(), "the host's");
         }
-        let network = fs::metadata(&node.namespace)?.ino();
+        let network = fs::metadata(&node.link.namespace)?.ino();
         names.add(format!("net:[{network}]"), "the host's");
         Ok(Bench {
-            api: Api::at(self.server.http()),
+            api: Api::at(self.cluster.server().http()),
             client: &node.agent,
             node: NODES[side].to_owned(),
             allocations: node.agent.allocation_directory(""),
@@ -113,19 +105,10 @@ impl<'a> Sides<'a> {
         })
     }
 
-    fn cgroup(&self) -> String {
-        cgroup(self.environment)
-    }
-
     /// Returns the ends of both sides' logs.
     pub fn last_words(&self) -> String {
-        let log = |node: &Node| lines_of_interest(&node.agent.log(), 0);
-        format!(
-            "docker's agent:\n{}\ndockerd:\n{}\nthis driver's agent:\n{}",
-            log(&self.nodes[0]),
-            tail(&self.dockerd.log(), 10),
-            log(&self.nodes[1])
-        )
+        let [docker, here] = &self.nodes;
+        format!("on docker's side, {}\non this driver's side, {}", docker.last_words(), here.last_words())
     }
 
     /// Stops both sides, and asserts that the agents leave nothing behind.
@@ -133,84 +116,8 @@ impl<'a> Sides<'a> {
     /// # Errors
     /// Fails with everything that is left.
     pub fn stop(&mut self) -> Result<()> {
-        for node in &mut self.nodes {
-            node.agent.stop()?;
-            let leaks = node.agent.leaks();
-            ensure!(leaks.is_empty(), "an agent left behind:\n  {}", leaks.join("\n  "));
-        }
-        self.dockerd.stop()?;
         let _ = self.files.runs();
-        self.nodes.iter().try_for_each(|node| node.containerd.stop())
-    }
-}
-
-/// Returns the name of the cgroup of docker's containers.
-fn cgroup(environment: &TestEnvironment) -> String {
-    let name = environment.directory().file_name().unwrap_or_default();
-    format!("docker-{}", name.to_string_lossy())
-}
-
-/// The neighbours of a node that is started.
-struct Start<'a> {
-    environment: &'a TestEnvironment,
-    server: &'a Server,
-    registry: &'a Registry,
-    hosts: &'a Path,
-    number: u8,
-}
-
-impl Start<'_> {
-    /// Starts a node with Nomad's own docker driver, if it has a dockerd, or with this one.
-    fn node(&self, [nomad, plugin]: [&Path; 2], dockerd: Option<&Path>) -> Result<(Node, Option<Dockerd>)> {
-        let name = NODES[usize::from(self.number) - 1];
-        let directory = self.environment.directory().join(name);
-        let link = self.environment.networks().make_node(self.number)?;
-        let programs = self.environment.containerd().programs().clone();
-        let containerd = Containerd::start_within(&directory.join("ctd"), programs, &link.namespace)?;
-        let daemon = dockerd.map(|program| {
-            Dockerd::start(DockerdSetup {
-                program: program.to_owned(),
-                directory: directory.join("dockerd"),
-                containerd_socket: containerd.socket(),
-                namespace: link.namespace.clone(),
-                registry: self.registry.address().to_owned(),
-                programs: containerd.programs_directory(),
-                cgroup: cgroup(self.environment),
-            })
-        });
-        let daemon = daemon.transpose()?;
-        let mut setup = agent::setup(self.environment, Mode::Kept, nomad, plugin);
-        setup.directory = directory.join("agent");
-        setup.containerd_socket = containerd.socket();
-        setup.state_dir = directory.join("state");
-        setup.programs = vec![containerd.programs_directory()];
-        setup.networks.near = None;
-        "docker0".clone_into(&mut setup.networks.docker.name);
-        SUBNET.clone_into(&mut setup.networks.docker.subnet);
-        setup.docker = dockerd.is_none();
-        setup.docker_options = self.options(daemon.is_some());
-        setup.dockerd = daemon.as_ref().map(Dockerd::socket);
-        setup.place = Some(Place {
-            name: name.to_owned(),
-            namespace: link.namespace.clone(),
-            address: link.address.clone(),
-            server: self.server.rpc(),
-            server_http: self.server.http(),
-        });
-        let agent = Agent::start(setup)?;
-        agent.driver_of_becomes("docker", true).with_context(|| lines_of_interest(&agent.log(), 0))?;
-        let (address, namespace) = (link.address, link.namespace);
-        Ok((Node { agent, containerd, directory, address, namespace }, daemon))
-    }
-
-    /// Returns the options in the block of the plugin, which are the same for both, but for what only one of them needs.
-    fn options(&self, is_docker: bool) -> String {
-        let own = if is_docker {
-            format!("infra_image = \"{}/{}:keeper\"", self.registry.address(), images::REPOSITORY)
-        } else {
-            format!("registry_config_dir = \"{}\"", self.hosts.display())
-        };
-        format!("allow_caps = [\"all\"]\n    {own}")
+        self.nodes.iter_mut().try_for_each(DockerNode::stop)
     }
 }
 

@@ -63,6 +63,14 @@ struct Service {
 }
 
 #[derive(Deserialize)]
+struct CsiVolume {
+    #[serde(rename = "ID")]
+    id: String,
+    #[serde(rename = "CurrentWriters")]
+    writers: usize,
+}
+
+#[derive(Deserialize)]
 struct Stub {
     #[serde(rename = "ID")]
     id: String,
@@ -166,9 +174,22 @@ impl Client {
     /// # Errors
     /// Carries the health at the time of the failure.
     pub fn driver_of_becomes(&self, name: &str, healthy: bool) -> Result<DriverHealth> {
-        let path = format!("/v1/node/{}", self.node);
         let what = if healthy { "a healthy driver" } else { "an unhealthy driver" };
-        let is = |node: &Node| node.drivers.get(name).is_some_and(|driver| driver.healthy == healthy);
+        self.driver_of_until(name, what, |driver| driver.healthy == healthy)
+    }
+
+    /// Waits until `wanted` returns true for the driver of this name, as the servers know it.
+    ///
+    /// # Errors
+    /// Carries the health at the time of the failure.
+    pub fn driver_of_until(
+        &self,
+        name: &str,
+        what: &str,
+        wanted: impl Fn(&DriverHealth) -> bool,
+    ) -> Result<DriverHealth> {
+        let path = format!("/v1/node/{}", self.node);
+        let is = |node: &Node| node.drivers.get(name).is_some_and(&wanted);
         self.until(what, READY, &path, is).map(|node| node.drivers[name].clone()).with_context(|| {
             let now = self.driver_of(name).map(|driver| driver.health_description);
             format!("the driver's health is {now:?}")
@@ -263,6 +284,16 @@ impl Client {
     pub fn service(&self, name: &str) -> Result<Vec<SocketAddr>> {
         let services: Vec<Service> = self.servers.get(&format!("/v1/service/{name}"))?;
         services.iter().map(|service| Ok(SocketAddr::new(service.address.parse()?, service.port))).collect()
+    }
+
+    /// Returns the number of allocations that may write a CSI volume.
+    ///
+    /// # Errors
+    /// Fails if the agent doesn't answer, or if there is no such volume.
+    pub fn csi_writers(&self, id: &str) -> Result<usize> {
+        let volumes: Vec<CsiVolume> = self.servers.get("/v1/volumes?type=csi")?;
+        let volume = volumes.iter().find(|volume| volume.id == id);
+        volume.map(|volume| volume.writers).with_context(|| format!("no volume {id:?}"))
     }
 
     /// Returns the resource usage of an allocation, as the driver reports it to the agent.

@@ -5,22 +5,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-use super::{DOCKER, DRIVER};
+use super::{DOCKER, DRIVER, Heartbeats};
 use crate::fixture::network::Bridge;
 use crate::fixture::registry::free_port;
 use crate::leaks::report::DOCKERS_STATE;
 
-/// Options of docker's driver, whoever answers as it, by which jobs may have what they ask for.
-const OPEN_GATES: &str = r#"    allow_privileged = true
-    volumes {
-      enabled = true
-    }
-    gc {
-      dangling_containers {
-        creation_grace = "1h"
-      }
-    }
-"#;
+/// The value of [`Setup::dangling_containers`] by which no case meets a removal of what it makes.
+pub const DANGLING_KEPT: &str = "creation_grace = \"1h\"";
 
 pub(crate) const LOOPBACK: &str = "127.0.0.1";
 
@@ -57,12 +48,14 @@ pub struct Setup {
     pub consul: Option<Consul>,
     /// The node's place in a cluster, whose server is another's. `None` for an agent alone on the loopback interface.
     pub place: Option<Place>,
-    /// Whether the plugin is there under the name `docker` as well.
-    pub docker: bool,
-    /// Socket of a dockerd, for which Nomad's own docker driver runs. No plugin is there then.
+    /// The names under which the plugin is there, of [`DRIVER`] and [`DOCKER`].
+    pub plugin_names: &'static [&'static str],
+    /// Socket of a dockerd, for which Nomad's own docker driver runs. No plugin is there under its name then.
     pub dockerd: Option<PathBuf>,
     /// More of the options in the block of the plugin `docker`.
     pub docker_options: String,
+    /// Options of the plugin in its block `gc { dangling_containers { .. } }`.
+    pub dangling_containers: &'static str,
 }
 
 /// The place of a node in a cluster of one machine.
@@ -104,7 +97,8 @@ pub struct Networks {
 
 /// The layout of the directory of a [`Setup`].
 impl Setup {
-    /// Creates the directories, and puts the configuration of the network `cni/described` and the plugin into them.
+    /// Creates the directories, and puts the configuration of the network `cni/described` and the plugin into them, the
+    /// plugin under its names alone.
     ///
     /// # Errors
     /// Names the file that can't be written.
@@ -115,17 +109,20 @@ impl Setup {
             fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
         }
         fs::write(self.cni().join("described.conflist"), network(&self.networks.described))?;
-        for name in self.drivers() {
+        for name in [DRIVER, DOCKER] {
             let place = self.plugins().join(name);
-            fs::copy(&self.plugin, &place).with_context(|| format!("copy {}", self.plugin.display()))?;
+            if self.plugin_names.contains(&name) {
+                fs::copy(&self.plugin, &place).with_context(|| format!("copy {}", self.plugin.display()))?;
+            } else if place.exists() {
+                fs::remove_file(&place).with_context(|| format!("remove {}", place.display()))?;
+            }
         }
         Ok(())
     }
 
-    /// Returns the names under which the plugin is there.
-    fn drivers(&self) -> impl Iterator<Item = &'static str> {
-        let both = [DRIVER].into_iter().chain(self.docker.then_some(DOCKER));
-        both.filter(|_| self.dockerd.is_none())
+    /// Returns the names of the node's drivers.
+    fn drivers(&self) -> Vec<&'static str> {
+        self.plugin_names.iter().copied().chain(self.dockerd.as_ref().map(|_| DOCKER)).collect()
     }
 
     pub fn plugins(&self) -> PathBuf {
@@ -234,10 +231,7 @@ telemetry {{
   publish_allocation_metrics = true
 }}
 "#,
-            drivers = match setup.dockerd {
-                Some(_) => DOCKER.to_owned(),
-                None => setup.drivers().collect::<Vec<_>>().join(","),
-            },
+            drivers = setup.drivers().join(","),
             plugins = shown(&setup.plugins()),
             allocations = shown(&setup.allocations()),
             mounts = at("mounts"),
@@ -248,13 +242,17 @@ telemetry {{
             groups_subnet = setup.networks.groups.subnet,
             host_volume = shown(&setup.host_volume()),
         )
-        + &match &setup.dockerd {
-            Some(socket) => dockers_own(socket, &setup.docker_options),
-            None => plugin(setup) + &if setup.docker { docker(setup) } else { String::new() },
-        }
+        + &plugins(setup)
 }
 
-/// Returns the driver's block in the agent's configuration.
+/// Returns the blocks of the drivers in the agent's configuration.
+fn plugins(setup: &Setup) -> String {
+    let of_plugin = |name: &&str| if *name == DOCKER { docker(setup) } else { plugin(setup) };
+    let of_dockerd = setup.dockerd.iter().map(|socket| dockers_own(socket, setup));
+    setup.plugin_names.iter().map(of_plugin).chain(of_dockerd).collect()
+}
+
+/// Returns the block of the plugin `containerd-driver`.
 fn plugin(setup: &Setup) -> String {
     let shown = |path: &Path| path.display().to_string();
     format!(
@@ -283,12 +281,13 @@ plugin "containerd-driver" {{
     }}
     gc {{
       dangling_containers {{
-        creation_grace = "1h"
+        {dangling}
       }}
     }}
   }}
 }}
 "#,
+        dangling = setup.dangling_containers,
         containerd_runtime = setup.containerd_runtime,
         oci_runtime = setup.oci_runtime,
         cni = shown(&setup.cni()),
@@ -325,11 +324,11 @@ plugin "docker" {{
     bridge_network_name   = "{bridge}"
     bridge_network_subnet = "{subnet}"
 
-{OPEN_GATES}    {more}
+{options}
   }}
 }}
 "#,
-        more = setup.docker_options,
+        options = dockers_options(setup.dangling_containers, &setup.docker_options),
         containerd_runtime = setup.containerd_runtime,
         oci_runtime = setup.oci_runtime,
         socket = shown(&setup.containerd_socket),
@@ -343,18 +342,36 @@ plugin "docker" {{
 }
 
 /// Returns the block of Nomad's own docker driver.
-fn dockers_own(socket: &Path, more: &str) -> String {
+fn dockers_own(socket: &Path, setup: &Setup) -> String {
     format!(
         r#"
 plugin "docker" {{
   config {{
     endpoint = "unix://{socket}"
 
-{OPEN_GATES}    {more}
+{options}
   }}
 }}
 "#,
         socket = socket.display(),
+        // Less than a minute is refused.
+        options = dockers_options(DANGLING_KEPT, &setup.docker_options),
+    )
+}
+
+/// Returns the options of docker's driver, whoever answers as it, by which jobs may have what they ask for.
+fn dockers_options(dangling: &str, more: &str) -> String {
+    format!(
+        r#"    allow_privileged = true
+    volumes {{
+      enabled = true
+    }}
+    gc {{
+      dangling_containers {{
+        {dangling}
+      }}
+    }}
+    {more}"#
     )
 }
 
@@ -391,17 +408,24 @@ fn network(Bridge { name, subnet }: &Bridge) -> String {
 /// maximum above their reservation.
 pub fn server(setup: &Setup, ports: &Ports) -> String {
     let data = setup.directory.join("server").display().to_string();
-    // Else the allocations of an agent that comes back late, such as on a slow machine or after a reboot, are given up.
-    common(LOOPBACK, setup.consul.as_ref(), ports, &data) + &server_block("heartbeat_grace = \"5m\"")
+    common(LOOPBACK, setup.consul.as_ref(), ports, &data) + &server_block(Heartbeats::Lenient)
 }
 
-/// Returns the configuration of a cluster's server, which gives a node up some ten seconds after its last heartbeat.
-pub(crate) fn cluster_server(directory: &Path, address: &str, ports: &Ports) -> String {
-    common(address, None, ports, &directory.join("server").display().to_string())
-        + &server_block("min_heartbeat_ttl = \"3s\"\n  heartbeat_grace   = \"6s\"")
+/// Returns the configuration of a server for the nodes of a cluster.
+pub(crate) fn cluster_server(
+    directory: &Path,
+    address: &str,
+    ports: &Ports,
+    heartbeats: Heartbeats,
+) -> String {
+    common(address, None, ports, &directory.join("server").display().to_string()) + &server_block(heartbeats)
 }
 
-fn server_block(heartbeat: &str) -> String {
+fn server_block(heartbeats: Heartbeats) -> String {
+    let heartbeat = match heartbeats {
+        Heartbeats::Strict => "min_heartbeat_ttl = \"3s\"\n  heartbeat_grace   = \"6s\"",
+        Heartbeats::Lenient => "heartbeat_grace = \"5m\"",
+    };
     format!(
         r#"server {{
   enabled          = true

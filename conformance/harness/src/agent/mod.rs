@@ -29,7 +29,7 @@ pub use client::Client;
 use client::READY;
 use config::Ports;
 pub use config::{Consul, Mode, Networks, Place, Setup};
-pub use server::Server;
+pub use server::{Heartbeats, Server};
 pub use tasks::{SHELL, eventually};
 
 use crate::fixture::network::within;
@@ -113,11 +113,35 @@ impl Agent {
 
     /// Returns the pids of the agent's log collectors (logmon).
     pub fn collectors(&self) -> Vec<i32> {
-        let is_one = |pid: &i32| {
-            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            line.split(|byte| *byte == 0).any(|word| word == b"logmon")
-        };
-        processes::running(&self.setup.nomad).into_iter().filter(is_one).collect()
+        processes::running(&self.setup.nomad).into_iter().filter(|pid| is_told(*pid, "logmon")).collect()
+    }
+
+    /// Kills the processes by which Nomad's own docker driver reads the output of its tasks, and returns how many there
+    /// were. They outlive an agent, also one that comes back with another driver.
+    ///
+    /// # Errors
+    /// Fails if one can't be killed.
+    pub fn kill_docker_loggers(&self) -> Result<usize> {
+        let loggers: Vec<_> =
+            self.leaks.processes().into_iter().filter(|pid| is_told(*pid, "docker_logger")).collect();
+        for logger in &loggers {
+            kill(Pid::from_raw(*logger), Signal::SIGKILL)?;
+        }
+        poll("end of docker's loggers", SOON, || {
+            Ok(loggers.iter().all(|logger| !processes::alive(*logger)))
+        })?;
+        Ok(loggers.len())
+    }
+
+    /// Changes the setup of an agent that is stopped, for its next start: its configuration, and where the plugin is.
+    ///
+    /// # Errors
+    /// Names the file that can't be written. If the agent runs.
+    pub fn reconfigure(&mut self, change: impl FnOnce(&mut Setup)) -> Result<()> {
+        ensure!(self.process.is_none(), "the agent runs");
+        change(&mut self.setup);
+        self.setup.lay_out()?;
+        self.configure()
     }
 
     fn launch_server(&mut self) -> Result<()> {
@@ -248,6 +272,12 @@ impl Drop for Agent {
         drop(self.server.take());
         self.leaks.clear();
     }
+}
+
+/// Returns whether a process has this word in its command line.
+fn is_told(pid: i32, word: &str) -> bool {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    line.split(|byte| *byte == 0).any(|found| found == word.as_bytes())
 }
 
 /// Polls until `is` returns true. For conditions that nobody announces: a file, a process, an agent that comes up.

@@ -14,6 +14,16 @@ use super::poll;
 use crate::fixture::process::{Process, tail};
 use crate::leaks::agent::{AgentLeaks, MARK};
 
+/// How soon a server gives up a node that it doesn't hear from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Heartbeats {
+    /// Some ten seconds after the last heartbeat.
+    Strict,
+    /// After minutes. The allocations of an agent that comes back late, such as on a slow machine or after a reboot, are
+    /// its own still.
+    Lenient,
+}
+
 pub struct Server {
     address: String,
     ports: Ports,
@@ -27,12 +37,12 @@ impl Server {
     ///
     /// # Errors
     /// Carries the end of the server's log.
-    pub fn start(nomad: &Path, directory: &Path, address: &str) -> Result<Self> {
+    pub fn start(nomad: &Path, directory: &Path, address: &str, heartbeats: Heartbeats) -> Result<Self> {
         fs::create_dir_all(directory)?;
         let leaks = AgentLeaks::note(directory, directory.join("alloc"));
         let ports = Ports::choose()?;
         let (file, log) = (directory.join("server.hcl"), directory.join("server.log"));
-        fs::write(&file, config::cluster_server(directory, address, &ports))?;
+        fs::write(&file, config::cluster_server(directory, address, &ports, heartbeats))?;
         let mut command = Command::new(nomad);
         command.args(["agent", "-config"]).arg(file).env(MARK, directory).env_remove("AWS_CA_BUNDLE");
         let process = Some(Process::spawn("nomad", &mut command, &log)?);

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-use crate::agent::{self, Agent, Client, DOCKER, Mode, Networks, Setup, lines_of_interest};
+use crate::agent::config::DANGLING_KEPT;
+use crate::agent::{self, Agent, Client, DOCKER, DRIVER, Mode, Networks, Setup, lines_of_interest};
 pub use crate::agent::{SOON, eventually};
 use crate::environment::TestEnvironment;
 use crate::fixture::{Consul, Programs};
@@ -78,9 +79,10 @@ pub fn setup(environment: &TestEnvironment, mode: Mode, nomad: &Path, plugin: &P
         registry_config_dir: String::new(),
         consul: None,
         place: None,
-        docker: false,
+        plugin_names: &[DRIVER],
         dockerd: None,
         docker_options: String::new(),
+        dangling_containers: DANGLING_KEPT,
     }
 }
 
@@ -123,7 +125,7 @@ impl AgentContext {
         setup.consul = consul
             .as_ref()
             .map(|consul| agent::Consul { address: consul.address(), grpc_address: consul.grpc_address() });
-        setup.docker = true;
+        setup.plugin_names = &[DRIVER, DOCKER];
         mirror_docker_hub(&setup, environment)?;
         // Nomad runs the program `consul` to set up a sidecar.
         setup.programs.extend(consul.as_ref().map(Consul::programs));

@@ -2,5 +2,7 @@
 
 pub mod agent;
 mod case;
+mod docker;
 
 pub use case::CaseContext;
+pub use docker::{DockerCluster, DockerDriver, DockerNode, DockerNodeSetup};

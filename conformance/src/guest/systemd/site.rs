@@ -233,8 +233,9 @@ fn setup() -> Setup {
         registry_config_dir: String::new(),
         consul: None,
         place: None,
-        docker: false,
+        plugin_names: &[harness::agent::DRIVER],
         dockerd: None,
         docker_options: String::new(),
+        dangling_containers: config::DANGLING_KEPT,
     }
 }
