@@ -5,6 +5,7 @@ mod collected;
 mod consul;
 mod containerd;
 mod docker;
+mod docker_change;
 mod ends;
 mod environment;
 mod exec;
@@ -42,9 +43,11 @@ type NamedCase = (String, Box<dyn Fn(&mut AgentContext) -> Result<()> + Send>);
 
 /// Group of the cases that need Consul.
 const CONSUL: &str = "consul";
+/// Group of the cases that need a dockerd.
+const DOCKER_CHANGE: &str = "docker_change";
 
 /// Returns every case with its name, which the filters of `conformance e2e FILTER...` are looked for in.
-fn cases() -> Result<Vec<NamedCase>> {
+fn cases(args: &Args) -> Result<Vec<NamedCase>> {
     let groups: [(&str, &[(&str, Case)]); 13] = [
         ("ends", ends::CASES),
         ("logs", logs::CASES),
@@ -67,6 +70,15 @@ fn cases() -> Result<Vec<NamedCase>> {
             case
         }));
     }
+    let binaries = docker_change::Binaries {
+        nomad: std::path::absolute(&args.nomad)?,
+        plugin: std::path::absolute(&args.plugin)?,
+        dockerd: args.dockerd.as_deref().map(std::path::absolute).transpose()?.unwrap_or_default(),
+    };
+    for (name, case) in docker_change::CASES {
+        let binaries = binaries.clone();
+        all.push((format!("{DOCKER_CHANGE}::{name}"), Box::new(move |context| case(context, &binaries))));
+    }
     for (name, file) in options::jobs()? {
         all.push((format!("options::{name}"), Box::new(move |context| options::play(context, &name, &file))));
     }
@@ -84,6 +96,9 @@ pub struct Args {
     /// Consul's binary; without one, the cases that register with it are skipped.
     #[arg(long)]
     consul: Option<PathBuf>,
+    /// Path of dockerd's binary, with docker-proxy beside it. Without, the cases of a change from it are skipped.
+    #[arg(long)]
+    dockerd: Option<PathBuf>,
     #[command(flatten)]
     pub choice: Choice,
     /// Runs only the cases whose names contain one of these. Underscores and spaces match each other.
@@ -97,21 +112,21 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<ExitCode> {
     let begun = Instant::now();
     let skips = Arc::new(Skips::default());
-    let all = cases()?;
+    let all = cases(args)?;
     let names: Vec<_> = all.iter().map(|(name, _)| name.as_str()).collect();
     if let Some(idle) = unmatched_filter(&names, &args.filter) {
         bail!("no case has {idle:?} in its name");
     }
-    let (registering, mut cases): (Vec<_>, Vec<_>) = all
-        .into_iter()
-        .filter(|(name, _)| is_selected(name, &args.filter))
-        .partition(|(name, _)| name.starts_with(&format!("{CONSUL}::")));
-    let consul = args.consul.as_deref().filter(|_| !registering.is_empty());
-    if consul.is_some() {
-        cases.extend(registering);
-    } else {
-        registering.iter().for_each(|(name, _)| skips.note(name, "there is no --consul"));
+    let mut cases: Vec<_> = all.into_iter().filter(|(name, _)| is_selected(name, &args.filter)).collect();
+    let is_in = |name: &str, group: &str| name.starts_with(&format!("{group}::"));
+    for (group, option, program) in
+        [(CONSUL, "--consul", &args.consul), (DOCKER_CHANGE, "--dockerd", &args.dockerd)]
+    {
+        let barred = cases.extract_if(.., |(name, _)| program.is_none() && is_in(name, group));
+        barred.for_each(|(name, _)| skips.note(&name, &format!("there is no {option}")));
     }
+    let registers = cases.iter().any(|(name, _)| is_in(name, CONSUL));
+    let consul = args.consul.as_deref().filter(|_| registers);
     let programs = Programs::find(&args.choice)?;
     println!("{}", programs.versions().join(", "));
     let context = Arc::new(Mutex::new(AgentContext::set(programs, &args.nomad, &args.plugin, consul)?));

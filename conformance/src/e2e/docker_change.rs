@@ -1,0 +1,229 @@
+//! A node changes from Nomad's own docker driver to this one and back, by the file `docker` in the agent's `plugin_dir`
+//! alone. Each case has a node of its own, with a dockerd.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use harness::agent::{Allocation, SOON};
+use harness::context::agent::{AgentContext, eventually};
+use harness::context::{DockerCluster, DockerDriver, DockerNode, DockerNodeSetup};
+use harness::environment::TestEnvironment;
+use harness::leaks::inspect::find_processes;
+
+use super::named_cases;
+use super::support::page_is;
+
+/// The binaries that a case starts a node with.
+#[derive(Debug, Clone)]
+pub struct Binaries {
+    pub nomad: PathBuf,
+    pub plugin: PathBuf,
+    pub dockerd: PathBuf,
+}
+
+type Case = fn(&mut AgentContext, &Binaries) -> Result<()>;
+
+pub const CASES: &[(&str, Case)] =
+    named_cases![there_without_a_drain_and_back_and_there_with_one, back_without_a_drain_is_made_good];
+
+const JOB: &str = include_str!("../../../hack/jobs/docker/moved.nomad.hcl");
+const NAME: &str = "moved";
+/// Number of characters of a container's id that docker shows.
+const SHOWN: usize = 12;
+
+fn there_without_a_drain_and_back_and_there_with_one(
+    context: &mut AgentContext,
+    binaries: &Binaries,
+) -> Result<()> {
+    on_a_node(context, binaries, DockerDriver::Nomads, |node, image| {
+        node.agent.submit_as(NAME, JOB, &[("image", image)])?;
+        let first = next_allocation(node, &[])?;
+        serves(node, &first, 1)?;
+        let container = the_only_container(node, DockerDriver::Nomads)?;
+
+        node.change_driver(DockerDriver::Ours)?;
+        is_refused(node, &first, &container)?;
+        remove_container(node, &container)?;
+        serves(node, &first, 2).context("the task that dockerd has ended")?;
+        the_only_container(node, DockerDriver::Ours)?;
+        has_none(node, DockerDriver::Nomads)?;
+        let loggers = node.agent.kill_docker_loggers()?;
+        ensure!(loggers == 1, "{loggers} processes of docker's driver were left");
+
+        drain(node, &first)?;
+        is_clean(node, &[&first])?;
+        node.change_driver(DockerDriver::Nomads)?;
+        end_drain(node)?;
+        let second = next_allocation(node, &[&first])?;
+        serves(node, &second, 1).context("back")?;
+        the_only_container(node, DockerDriver::Nomads)?;
+        is_clean(node, &[&first])?;
+
+        drain(node, &second)?;
+        has_none(node, DockerDriver::Nomads)?;
+        node.change_driver(DockerDriver::Ours)?;
+        end_drain(node)?;
+        let third = next_allocation(node, &[&first, &second])?;
+        serves(node, &third, 1).context("there with a drain")?;
+        the_only_container(node, DockerDriver::Ours)?;
+        let task = node.agent.allocation(&third)?.task("main");
+        ensure!(task.count("Driver Failure") == 0 && task.restarts == 0, "it was refused at first");
+
+        node.agent.end_jobs(&[NAME.to_owned()])?;
+        is_clean(node, &[&first, &third])?;
+        node.assert_no_links()
+    })
+}
+
+/// Goes back as one must not, so that a task runs twice, and then out of it by the steps of `docs/from-docker.md`.
+fn back_without_a_drain_is_made_good(context: &mut AgentContext, binaries: &Binaries) -> Result<()> {
+    on_a_node(context, binaries, DockerDriver::Ours, |node, image| {
+        node.agent.submit_as(NAME, JOB, &[("image", image)])?;
+        let first = next_allocation(node, &[])?;
+        serves(node, &first, 1)?;
+        let container = the_only_container(node, DockerDriver::Ours)?;
+
+        node.change_driver(DockerDriver::Nomads)?;
+        let is_second = |allocation: &Allocation| allocation.task("main").count("Started") == 2;
+        node.agent.allocation_until(&first, "second start", SOON, is_second)?;
+        the_only_container(node, DockerDriver::Nomads)?;
+        ensure!(
+            the_only_container(node, DockerDriver::Ours)? == container,
+            "it was ended by docker's driver"
+        );
+
+        drain(node, &first)?;
+        has_none(node, DockerDriver::Nomads)?;
+        node.change_driver(DockerDriver::Ours)?;
+        has_none(node, DockerDriver::Ours)?;
+        is_clean(node, &[&first])?;
+        node.assert_no_links()?;
+
+        node.change_driver(DockerDriver::Nomads)?;
+        end_drain(node)?;
+        let second = next_allocation(node, &[&first])?;
+        serves(node, &second, 1).context("back")?;
+        the_only_container(node, DockerDriver::Nomads)?;
+        node.agent.end_jobs(&[NAME.to_owned()])?;
+        has_none(node, DockerDriver::Nomads)
+    })
+}
+
+/// Plays a case on a node of its own, where `driver` answers at first, and asserts that nothing is left of it.
+fn on_a_node(
+    context: &AgentContext,
+    binaries: &Binaries,
+    driver: DockerDriver,
+    case: impl FnOnce(&mut DockerNode<'_>, &str) -> Result<()>,
+) -> Result<()> {
+    let environment = TestEnvironment::start_of(context.environment.containerd().programs().clone())?;
+    let played = play(&environment, binaries, driver, case);
+    let directory = environment.directory().to_owned();
+    drop(environment);
+    played?;
+    ensure!(!directory.exists(), "{} is still there", directory.display());
+    let left = find_processes(&directory);
+    ensure!(left.is_empty(), "these are still there: {left:?}");
+    Ok(())
+}
+
+fn play(
+    environment: &TestEnvironment,
+    binaries: &Binaries,
+    driver: DockerDriver,
+    case: impl FnOnce(&mut DockerNode<'_>, &str) -> Result<()>,
+) -> Result<()> {
+    let cluster = DockerCluster::start(environment, &binaries.nomad)?;
+    let mut node = cluster.start_node(DockerNodeSetup {
+        number: 1,
+        name: "changing",
+        plugin: &binaries.plugin,
+        dockerd: Some(&binaries.dockerd),
+        driver,
+        bridge: environment.networks().docker(),
+        options: "",
+        // Containers that Nomad doesn't know are soon removed.
+        dangling_containers: "period = \"1s\"\n        creation_grace = \"3s\"",
+    })?;
+    let image = format!("{}/busybox:latest", cluster.registry().address());
+    case(&mut node, &image).map_err(|error| anyhow!("{}\n{error:#}", node.last_words()))?;
+    node.stop()
+}
+
+/// Waits until the job has an allocation that isn't among those known, and returns it.
+fn next_allocation(node: &DockerNode<'_>, known: &[&str]) -> Result<String> {
+    let all = node.agent.placed(NAME, known.len() + 1)?;
+    all.into_iter().find(|id| !known.contains(&&**id)).context("no further allocation")
+}
+
+/// Waits until the allocation's task runs, and the start of this number serves its page.
+fn serves(node: &DockerNode<'_>, id: &str, start: usize) -> Result<()> {
+    node.agent.running(id, "main")?;
+    page_is(&node.agent.allocation(id)?.port("http")?.address(), &start.to_string())
+}
+
+fn starts(node: &DockerNode<'_>, id: &str) -> Result<usize> {
+    let file = node.agent.allocation_directory(id).join("alloc/data/starts");
+    Ok(fs::read_to_string(file)?.lines().count())
+}
+
+fn the_only_container(node: &DockerNode<'_>, driver: DockerDriver) -> Result<String> {
+    let containers = node.containers_of(driver)?;
+    ensure!(containers.len() == 1, "{driver:?} has the containers {containers:?}");
+    Ok(containers.concat())
+}
+
+/// Waits until a driver has no container.
+fn has_none(node: &DockerNode<'_>, driver: DockerDriver) -> Result<()> {
+    eventually(&format!("end of the containers of {driver:?}"), || Ok(node.containers_of(driver)?.is_empty()))
+}
+
+fn remove_container(node: &DockerNode<'_>, container: &str) -> Result<()> {
+    node.dockerd.as_ref().context("no dockerd runs")?.remove_container(container)
+}
+
+/// Asserts that nothing is left of this driver's tasks `main` of these allocations.
+fn is_clean(node: &DockerNode<'_>, allocations: &[&str]) -> Result<()> {
+    let tasks: Vec<_> = allocations.iter().map(|id| format!("{id}.main")).collect();
+    node.assert_clean(&tasks)
+}
+
+/// Asserts that a task which runs as a container of dockerd's is neither taken over nor started a second time, and that
+/// both are told with the container's name.
+fn is_refused(node: &DockerNode<'_>, id: &str, container: &str) -> Result<()> {
+    let shown = &container[..SHOWN];
+    let tried = |times: usize| {
+        move |allocation: &Allocation| allocation.task("main").count("Driver Failure") >= times
+    };
+    let allocation = node.agent.allocation_until(id, "refusal", SOON, tried(1))?;
+    let task = allocation.task("main");
+    ensure!(task.count("Failed Restoring Task") == 1, "it was taken over: {}", allocation.summary());
+    let said = &task.event("Driver Failure")?.display_message;
+    for words in [format!("main-{id} ({shown})"), format!("\"docker rm -f {shown}\"")] {
+        ensure!(said.contains(&words), "the error doesn't have {words:?}: {said}");
+    }
+    has_logged(&node.agent.log(), &format!("Nomad's own docker driver, for dockerd's container {shown}"))?;
+    node.agent.allocation_until(id, "another try", SOON, tried(2))?;
+    has_none(node, DockerDriver::Ours)?;
+    ensure!(starts(node, id)? == 1, "it was started beside itself");
+    ensure!(the_only_container(node, DockerDriver::Nomads)? == container, "dockerd's container is gone");
+    page_is(&node.agent.allocation(id)?.port("http")?.address(), "1")
+}
+
+fn has_logged(log: &Path, words: &str) -> Result<()> {
+    let text = String::from_utf8_lossy(&fs::read(log)?).into_owned();
+    ensure!(text.contains(words), "the agent's log doesn't have {words:?}");
+    Ok(())
+}
+
+/// Drains the node, and waits until this allocation has ended.
+fn drain(node: &DockerNode<'_>, id: &str) -> Result<()> {
+    // By force: the only node has no other one to wait for.
+    node.agent.tell(&["node", "drain", "-enable", "-force", "-detach", "-yes", node.agent.node()])?;
+    node.agent.allocation_until(id, "drained allocation", SOON, Allocation::is_terminal).map(drop)
+}
+
+fn end_drain(node: &DockerNode<'_>) -> Result<()> {
+    node.agent.tell(&["node", "drain", "-disable", "-yes", node.agent.node()]).map(drop)
+}
