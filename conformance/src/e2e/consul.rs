@@ -2,19 +2,39 @@
 
 use anyhow::{Context as _, Result, ensure};
 use harness::context::agent::{AgentContext, eventually};
-use serde_json::Value;
+use harness::fixture::Form;
+use serde_json::{Value, json};
 
-use super::support::{network_jobs, page_is};
+use super::support::{network_jobs, nomads_example, page_is};
 use super::{Case, named_cases};
 
 pub const CASES: &[(&str, Case)] = named_cases![
     a_script_check_looks_inside_the_task,
     a_service_is_at_the_tasks_own_address,
     a_sidecar_shares_its_services_network,
+    the_mesh_example_of_nomad_runs_unedited_under_docker,
 ];
 
 const REGISTERED: &str = include_str!("../../../examples/networks/registered.nomad.hcl");
 const MESH: &str = include_str!("../../../examples/networks/mesh.nomad.hcl");
+/// Stand-in for Envoy, with the arguments that Nomad gives to it. It looks at what an Envoy would start with, and serves
+/// the page of its service, which it gets on the loopback interface.
+const ENVOY: &str = r#"#!/bin/sh
+set -eux
+[ "$1" = -c ]
+grep -qF alloc/tmp/consul_grpc.sock "$2"
+test -S /alloc/tmp/consul_grpc.sock
+service=$(sed -n 's/.*"id": "_nomad-task-[^"]*-\([0-9]*\)-sidecar-proxy".*/\1/p' "$2" | head -n 1)
+until wget -qO /tmp/index.html "http://127.0.0.1:$service/"; do sleep 0.1; done
+port=$(env | sed -n 's/^NOMAD_PORT_connect_proxy_[a-z_]*=//p')
+trap 'exit 0' TERM
+httpd -f -p "$port" -h /tmp & wait
+"#;
+/// Stand-in for the server of Nomad's example, and that for its client, which serves the address of the server.
+const COUNTER: [&str; 2] = [
+    "mkdir /p; echo one more > /p/index.html; trap 'exit 0' TERM; httpd -f -p 9001 -h /p & wait",
+    "mkdir /p; echo $COUNTING_SERVICE_URL > /p/index.html; trap 'exit 0' TERM; httpd -f -p 9002 -h /p & wait",
+];
 
 /// Waits until a service has one instance that is as wanted, and returns it.
 fn instance(context: &AgentContext, name: &str, what: &str, is: impl Fn(&Value) -> bool) -> Result<Value> {
@@ -104,4 +124,44 @@ fn a_sidecar_shares_its_services_network(context: &mut AgentContext) -> Result<(
     let port = allocation.port("connect-proxy-api")?;
     ensure!(place(&proxy) == port.address(), "the proxy is at {}, not {}", place(&proxy), port.address());
     page_is(&place(&proxy), "hello from the api")
+}
+
+/// Pushes the stand-ins for the images that Nomad's example names, and for Envoy in each version that Consul knows.
+fn push_mesh(context: &AgentContext) -> Result<()> {
+    let (catalog, registry) = (context.environment.catalog(), context.environment.registry());
+    for (name, script) in ["counter-api", "counter-dashboard"].into_iter().zip(COUNTER) {
+        let image = catalog.busybox(json!({"Cmd": ["/bin/sh", "-c", script]}))?;
+        image.push(registry, &format!("hashicorpdev/{name}"), "v3", Form::Docker)?;
+    }
+    let mut envoy = catalog.with(|tree| tree.file("docker-entrypoint.sh", 0o755, ENVOY.as_bytes()))?;
+    envoy.settings = json!({"Env": ["PATH=/bin"], "Entrypoint": ["/docker-entrypoint.sh"]});
+    for version in context.consul.as_ref().context("there is no Consul")?.envoy_versions()? {
+        envoy.push(registry, "envoyproxy/envoy", &format!("v{version}"), Form::OciIndex)?;
+    }
+    Ok(())
+}
+
+fn the_mesh_example_of_nomad_runs_unedited_under_docker(context: &mut AgentContext) -> Result<()> {
+    push_mesh(context)?;
+    let job = nomads_example(context, &["-short", "-connect"])?;
+    context.submit("mesh-example", &job, &[])?;
+    let allocations = context.allocations("mesh-example", 2)?;
+    let pages = [("count-api", "one more"), ("count-dashboard", "http://127.0.0.1:8080")];
+    for (service, page) in pages {
+        let sidecar = format!("connect-proxy-{service}");
+        for id in &allocations {
+            let allocation = context.agent.allocation(id)?;
+            if allocation.port(&sidecar).is_ok() {
+                context.running(id, &sidecar).with_context(|| {
+                    let said = context.log(id, &sidecar, true).unwrap_or_default();
+                    format!("the sidecar said:\n{}", String::from_utf8_lossy(&said))
+                })?;
+            }
+        }
+        // Another case waits for its check, which Consul makes every ten seconds.
+        let proxy = instance(context, &format!("{service}-sidecar-proxy"), "instance", |_| true)?;
+        page_is(&place(&proxy), page)?;
+    }
+    // The port of the dashboard on the node.
+    page_is("127.0.0.1:9002", pages[1].1)
 }

@@ -10,7 +10,7 @@ use harness::processes;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::support::{SCRIPT, kill_plugin, still_works};
+use super::support::{SCRIPT, kill_plugin, nomads_example, still_works};
 use super::{Case, named_cases};
 
 pub const CASES: &[(&str, Case)] = named_cases![
@@ -36,11 +36,7 @@ fn push_redis(context: &AgentContext) -> Result<()> {
 /// Runs the job that `nomad job init` writes, and asks its server.
 fn runs_example(context: &mut AgentContext, arguments: &[&str]) -> Result<()> {
     push_redis(context)?;
-    let file = context.environment.directory().join("example.nomad.hcl");
-    let _ = fs::remove_file(&file);
-    let path = file.display().to_string();
-    context.agent.tell(&[&["job", "init"], arguments, &[&path]].concat())?;
-    let job = fs::read_to_string(&file)?;
+    let job = nomads_example(context, arguments)?;
     let id = context.start("example", &job, &[])?;
     context.running(&id, "redis")?;
     let address = context.agent.allocation(&id)?.port("db")?.address();

@@ -1,5 +1,6 @@
 //! Helpers that end-to-end cases share.
 
+use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -47,6 +48,18 @@ pub fn kill_plugin(context: &AgentContext) -> Result<()> {
     let plugin = context.agent.plugin()?;
     kill(Pid::from_raw(plugin), Signal::SIGKILL)?;
     eventually("end of the plugin", || Ok(!processes::alive(plugin)))
+}
+
+/// Returns the job that `nomad job init` writes with these arguments.
+///
+/// # Errors
+/// Carries the command's output.
+pub fn nomads_example(context: &AgentContext, arguments: &[&str]) -> Result<String> {
+    let file = context.environment.directory().join("example.nomad.hcl");
+    let _ = fs::remove_file(&file);
+    let path = file.display().to_string();
+    context.agent.tell(&[&["job", "init"], arguments, &[&path]].concat())?;
+    Ok(fs::read_to_string(&file)?)
 }
 
 /// From the agent's decision to stop to its word that the task is gone.
