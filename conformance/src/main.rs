@@ -9,6 +9,7 @@ mod case;
 mod cases;
 mod census;
 mod cluster;
+mod csi_plugin;
 mod demo;
 mod differ;
 mod e2e;
@@ -80,6 +81,9 @@ enum Command {
     /// Trace a plugin, for `faults`.
     #[command(hide = true)]
     Inject(faults::injector::Args),
+    /// Serve volumes as a CSI plugin in a task, for `e2e`.
+    #[command(hide = true)]
+    CsiPlugin,
     #[cfg(feature = "bench")]
     /// Measure the driver beside containerd, runc and crun.
     Measure(measure::Args),
@@ -121,6 +125,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         | Command::GuestSystemd(_)
         | Command::InGuest(_)
         | Command::Inject(_)
+        | Command::CsiPlugin
         | Command::Demo { .. } => false,
     };
     let unwinds = crun || is_measurement(&cli.command);
@@ -141,6 +146,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Cluster(args) => cluster::run(&args),
         Command::Differ(args) => differ::run(&args),
         Command::Inject(args) => faults::injector::run(&args),
+        Command::CsiPlugin => csi_plugin::run(),
         #[cfg(feature = "bench")]
         Command::Measure(args) => measure::run(&args).map(|()| ExitCode::SUCCESS),
         #[cfg(feature = "bench")]

@@ -3,6 +3,7 @@
 /// Prefixes of the names of other cases that don't hold in a sandbox, each with the reason.
 pub const NOT_IN_A_SANDBOX: &[(&str, &str)] = &[
     ("account: a running task is seen in all its parts", OTHER_PARTS),
+    ("csi::a_volume_is_made_written_read_and_removed", REFUSED),
     ("devices: devices of nomads device plugins are there", REFUSED),
     ("ends: a child killed for want of memory", AS_A_WHOLE),
     (

@@ -4,6 +4,7 @@
 mod collected;
 mod consul;
 mod containerd;
+mod csi;
 mod docker;
 mod docker_change;
 mod ends;
@@ -48,7 +49,7 @@ const DOCKER_CHANGE: &str = "docker_change";
 
 /// Returns every case with its name, which the filters of `conformance e2e FILTER...` are looked for in.
 fn cases(args: &Args) -> Result<Vec<NamedCase>> {
-    let groups: [(&str, &[(&str, Case)]); 13] = [
+    let groups: [(&str, &[(&str, Case)]); 14] = [
         ("ends", ends::CASES),
         ("logs", logs::CASES),
         ("collected", collected::CASES),
@@ -61,6 +62,7 @@ fn cases(args: &Args) -> Result<Vec<NamedCase>> {
         ("containerd", containerd::CASES),
         ("networks", networks::CASES),
         ("docker", docker::CASES),
+        ("csi", csi::CASES),
         (CONSUL, consul::CASES),
     ];
     let mut all: Vec<NamedCase> = Vec::new();
