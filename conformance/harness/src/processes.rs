@@ -2,6 +2,7 @@
 //! the plugin.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
@@ -36,11 +37,32 @@ pub fn running(program: &Path) -> Vec<i32> {
     all().filter(runs).filter(|pid| !called(*pid).starts_with("gvisor-")).collect()
 }
 
+/// Returns the processes that are in a network namespace and, as tasks are not, in the pid namespace of this process.
+///
+/// # Errors
+/// Fails if there is no such namespace.
+pub fn in_network(namespace: &Path) -> Result<Vec<i32>> {
+    let wanted = fs::metadata(namespace).with_context(|| format!("look at {}", namespace.display()))?.ino();
+    let inode = |path: String| fs::metadata(path).ok().map(|file| file.ino());
+    let own_pids = inode("/proc/self/ns/pid".to_owned());
+    let is_there = |pid: &i32| {
+        inode(format!("/proc/{pid}/ns/net")) == Some(wanted)
+            && inode(format!("/proc/{pid}/ns/pid")) == own_pids
+    };
+    Ok(all().filter(is_there).collect())
+}
+
 /// Returns the name by which a process was called (its argument 0), without the directory.
 fn called(pid: i32) -> String {
+    let called = arguments(pid).into_iter().next().unwrap_or_default();
+    called.rsplit('/').next().unwrap_or_default().to_owned()
+}
+
+/// Returns the arguments of a process. The first one is the name by which it was called.
+pub fn arguments(pid: i32) -> Vec<String> {
     let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    let first = line.split(|byte| *byte == 0).next().unwrap_or_default();
-    String::from_utf8_lossy(first).rsplit('/').next().unwrap_or_default().to_owned()
+    let words = line.split(|byte| *byte == 0);
+    words.map(|word| String::from_utf8_lossy(word).into_owned()).collect()
 }
 
 /// Returns the pid on the host of a task's first process: the one in the task's cgroup that is 1 in its own pid
@@ -115,6 +137,14 @@ pub fn resident_kb(pid: i32) -> Result<u64> {
     number_in_status(pid, "VmRSS:")
 }
 
+/// Returns the memory of a process, with the pages that it shares with others divided among them (PSS).
+///
+/// # Errors
+/// Fails if the process is gone.
+pub fn proportional_kb(pid: i32) -> Result<u64> {
+    number_in(&format!("/proc/{pid}/smaps_rollup"), "Pss:")
+}
+
 /// Returns the largest amount of memory that a process had since its start, or since [`forget_peak`].
 ///
 /// # Errors
@@ -133,9 +163,13 @@ pub fn forget_peak(pid: i32) -> Result<()> {
 }
 
 fn number_in_status<T: std::str::FromStr>(pid: i32, name: &str) -> Result<T> {
-    let path = format!("/proc/{pid}/status");
-    let status = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
-    let line = status.lines().find(|line| line.starts_with(name));
+    number_in(&format!("/proc/{pid}/status"), name)
+}
+
+/// Returns the number that follows a name in a file.
+fn number_in<T: std::str::FromStr>(path: &str, name: &str) -> Result<T> {
+    let text = fs::read_to_string(path).with_context(|| format!("read {path}"))?;
+    let line = text.lines().find(|line| line.starts_with(name));
     let number = line.and_then(|line| line.split_whitespace().nth(1)).and_then(|number| number.parse().ok());
     number.with_context(|| format!("{path} has no {name}"))
 }

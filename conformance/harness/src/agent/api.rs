@@ -22,6 +22,11 @@ impl Api {
         Self { address }
     }
 
+    /// Returns the address and the port of the API.
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
     /// Returns the URL of the API, in the form of `NOMAD_ADDR`.
     pub(crate) fn url(&self) -> String {
         format!("http://{}", self.address)

@@ -138,6 +138,11 @@ impl Client {
         &self.node
     }
 
+    /// Returns the address and the port of the HTTP API of the node's own agent.
+    pub fn own_http(&self) -> &str {
+        self.own.address()
+    }
+
     /// Waits until the servers give the node this status.
     ///
     /// # Errors
