@@ -1,9 +1,10 @@
 //! The same jobs under Nomad's own docker driver with a dockerd, and under this driver, which answers as `docker`: each
-//! fact that differs has a reason in the table, or fails the run.
+//! fact that differs has a reason in the table, or fails the run. Or, instead, what both take of time, CPU and memory.
 
 mod compare;
 mod explained;
 mod facts;
+mod figures;
 mod grammar;
 mod images;
 mod job;
@@ -69,7 +70,13 @@ pub struct Args {
     /// Print the jobs instead of running them.
     #[arg(long)]
     list: bool,
-    /// Page whose table of explained differences is replaced by this run's.
+    /// Measure instead what both take for the same jobs: time, CPU and memory.
+    #[arg(long, conflicts_with_all = ["jobs", "only", "short", "facts", "list"])]
+    figures: bool,
+    /// Number of tasks that are measured one after the other on each side. The others are measured less often.
+    #[arg(long, default_value_t = 20, requires = "figures")]
+    rounds: usize,
+    /// Page whose table is replaced by this run's: that of explained differences, or that of figures.
     #[arg(long)]
     page: Option<PathBuf>,
     #[command(flatten)]
@@ -102,21 +109,37 @@ impl Args {
 /// # Errors
 /// Fails if one of the sides can't be set up, or with what is left. A difference without a reason is in the exit code.
 pub fn run(args: &Args) -> Result<ExitCode> {
+    if args.figures {
+        return figures::run(args);
+    }
     let jobs = args.wanted()?;
     if args.list {
         jobs.iter().for_each(|job| println!("{}", job.text("differ", "node", "{image}", &str::to_owned)));
         return Ok(ExitCode::SUCCESS);
     }
+    println!("{} jobs", jobs.len());
+    let table = on_both_sides(args, |sides, _| compare_all(args, sides, &jobs))?;
+    print!("{}\n{}", table.open_ends(), table.text());
+    if let Some(path) = &args.page {
+        println!("explanations that were of no use: {:?}", table.unused());
+        page::write_into(path, FRAME, &table.text())?;
+    }
+    Ok(if table.is_well() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Sets up both sides, does something on them, and asserts that nothing of them is left. `act` gets the versions of the
+/// programs of both.
+fn on_both_sides<T>(args: &Args, act: impl FnOnce(&Sides<'_>, &[String]) -> Result<T>) -> Result<T> {
     let programs = Programs::find(&args.choice)?;
-    println!("{}", programs.versions().join(", "));
+    let versions = programs.versions();
+    println!("{}", versions.join(", "));
     let environment = TestEnvironment::start_of(programs)?;
     let begun = Instant::now();
     let binaries = [&args.nomad, &args.plugin, &args.dockerd].map(std::path::absolute);
     let [nomad, plugin, dockerd] = binaries;
     let mut sides = Sides::start(&environment, [&nomad?, &plugin?, &dockerd?])?;
-    println!("both sides are up after {:.1} s; {} jobs", begun.elapsed().as_secs_f32(), jobs.len());
-    let table = compare_all(args, &sides, &jobs);
-    let table = table.map_err(|error| anyhow!("{error:#}\n{}", sides.last_words()))?;
+    println!("both sides are up after {:.1} s", begun.elapsed().as_secs_f32());
+    let made = act(&sides, &versions).map_err(|error| anyhow!("{error:#}\n{}", sides.last_words()))?;
     sides.stop()?;
     drop(sides);
     let directory = environment.directory().to_owned();
@@ -124,13 +147,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     ensure!(!directory.exists(), "{} is still there", directory.display());
     let left = find_processes(&directory);
     ensure!(left.is_empty(), "these are still there: {left:?}");
-    print!("{}\n{}", table.open_ends(), table.text());
     println!("all of it done in {:.0} s", begun.elapsed().as_secs_f32());
-    if let Some(path) = &args.page {
-        println!("explanations that were of no use: {:?}", table.unused());
-        page::write_into(path, FRAME, &table.text())?;
-    }
-    Ok(if table.is_well() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(made)
 }
 
 /// Runs all jobs on both sides, and compares each as soon as both have run it.

@@ -67,17 +67,25 @@ impl Bench<'_> {
     /// # Errors
     /// Fails if Nomad refuses the job, doesn't place it, or if it doesn't end.
     pub fn run(&self, name: &str, job: &Job) -> Result<Outcome> {
-        let image = format!("{}/{}:{}", self.registry, super::images::REPOSITORY, job.image);
-        let put_in = |text: &str| {
-            self.places.iter().fold(text.to_owned(), |text, (place, with)| text.replace(place, with))
-        };
-        if let Some(reason) = self.api.submit(&job.text(name, &self.node, &image, &put_in))? {
+        if let Some(reason) = self.submit(name, job)? {
             return Ok(Outcome::refused(reason));
         }
         let outcome = self.look(name, job);
         // However it turned out.
         self.api.stop(name, true)?;
         outcome.with_context(|| format!("{} on {}", job.about, self.node))
+    }
+
+    /// Submits a job under a name, and returns the reason if Nomad refuses it.
+    ///
+    /// # Errors
+    /// Fails if the server doesn't answer.
+    pub fn submit(&self, name: &str, job: &Job) -> Result<Option<String>> {
+        let image = format!("{}/{}:{}", self.registry, super::images::REPOSITORY, job.image);
+        let put_in = |text: &str| {
+            self.places.iter().fold(text.to_owned(), |text, (place, with)| text.replace(place, with))
+        };
+        self.api.submit(&job.text(name, &self.node, &image, &put_in))
     }
 
     fn look(&self, name: &str, job: &Job) -> Result<Outcome> {

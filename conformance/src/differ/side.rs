@@ -11,6 +11,8 @@ use harness::context::{DockerCluster, DockerDriver, DockerNode, DockerNodeSetup}
 use harness::environment::TestEnvironment;
 use harness::fixture::network::Bridge;
 use harness::fixture::process::Process;
+use harness::processes::in_network;
+use serde_json::Value;
 
 use super::facts::Names;
 use super::images;
@@ -103,6 +105,24 @@ impl<'a> Sides<'a> {
             places,
             names,
         })
+    }
+
+    /// Returns the processes of a side: the agent and the daemons with all that they have started, but for tasks.
+    ///
+    /// # Errors
+    /// Fails if the side's network namespace is gone.
+    pub fn processes(&self, side: usize) -> Result<Vec<i32>> {
+        in_network(&self.nodes[side].link.namespace)
+    }
+
+    /// Returns dockerd's version, and the name of its storage driver.
+    ///
+    /// # Errors
+    /// Fails if dockerd doesn't answer.
+    pub fn dockerd(&self) -> Result<[String; 2]> {
+        let dockerd = self.nodes[0].dockerd.as_ref().context("docker's side has no dockerd")?;
+        let info: Value = serde_json::from_str(&dockerd.get("/info")?).context("dockerd's description")?;
+        Ok(["ServerVersion", "Driver"].map(|name| info[name].as_str().unwrap_or("unknown").to_owned()))
     }
 
     /// Returns the ends of both sides' logs.
