@@ -1,5 +1,5 @@
-//! `nomad alloc exec` without the command line: one request to the agent's HTTP API, which becomes a websocket, so that the
-//! time of a process in Go isn't measured with it.
+//! `nomad alloc exec` without the command line: one request to the agent's HTTP API, which becomes a websocket. The
+//! start of a process in Go isn't measured with it.
 //!
 //! Source of the facts: Nomad 1.11.3 `command/agent/alloc_endpoint.go`, `plugins/drivers/proto/driver.proto`; RFC 6455.
 

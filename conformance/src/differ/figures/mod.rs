@@ -1,5 +1,5 @@
-//! What docker's driver and this one take for the same jobs: time, CPU and memory. Both sides run them in turn, one side
-//! at a time, on one machine; which side is the first of a round is by seed. Gives figures, not judgements.
+//! What docker's driver and this one take for the same jobs: time, CPU and memory. Both sides run them in turn, one at
+//! a time, on one machine; which side is the first of a round is by seed. Gives figures, not judgements.
 
 mod cost;
 mod exec;
@@ -69,8 +69,8 @@ fn heading(sides: &Sides<'_>, args: &Args, versions: &[String]) -> Result<String
     let date = output(Command::new("date").args(["-u", "+%F"]))?;
     let (single, many) = (args.rounds.max(1), rounds_with_many(args.rounds.max(1)));
     Ok(format!(
-        "Seen on {}: {nomad}, dockerd {dockerd} with {storage},\n{}; {single} rounds with a single task, of which {} had \
-         much\noutput, and {many} with many tasks.\n",
+        "Seen on {}: {nomad}, dockerd {dockerd} with {storage},\n{}; {single} rounds with a \
+         single task, of which\n{} had much output, and {many} with many tasks.\n",
         date.trim(),
         versions.join(", "),
         single.div_ceil(OUTPUT_EVERY)
