@@ -27,6 +27,8 @@ pub struct Executed {
     /// From the connection to the agent to the message of the command's exit.
     pub took: Duration,
     pub stdout: Vec<u8>,
+    /// From the connection to the agent to the message with the last of stdout.
+    pub printed: Duration,
 }
 
 /// Runs a command in the task `main` of an allocation.
@@ -45,15 +47,15 @@ pub fn run(agent: &str, allocation: &str, words: &[&str]) -> Result<Executed> {
     let code = loop {
         let message = next_message(&mut stream)?;
         let exit = (message.len() < LARGE).then(|| exit_of(&message)).transpose()?.flatten();
-        messages.push(message);
+        messages.push((begun.elapsed(), message));
         if let Some(code) = exit {
             break code;
         }
     };
     let took = begun.elapsed();
-    let [stdout, stderr] = output_of(&messages)?;
+    let ([stdout, stderr], printed) = output_of(&messages)?;
     ensure!(code == 0, "{command} ends with {code}: {}", String::from_utf8_lossy(&stderr));
-    Ok(Executed { took, stdout })
+    Ok(Executed { took, stdout, printed })
 }
 
 /// Opens a websocket, over which the input's end is sent.
@@ -136,18 +138,21 @@ fn exit_of(message: &[u8]) -> Result<Option<i64>> {
     Ok((message["exited"] == true).then(|| message["result"]["exit_code"].as_i64().unwrap_or(0)))
 }
 
-/// Returns all stdout and stderr of some messages.
-fn output_of(messages: &[Vec<u8>]) -> Result<[Vec<u8>; 2]> {
-    let mut output = [Vec::new(), Vec::new()];
-    for message in messages {
+/// Returns all stdout and stderr of some messages, and when the last one with stdout came.
+fn output_of(messages: &[(Duration, Vec<u8>)]) -> Result<([Vec<u8>; 2], Duration)> {
+    let (mut output, mut printed) = ([Vec::new(), Vec::new()], Duration::ZERO);
+    for (at, message) in messages {
         let message: Value = serde_json::from_slice(message).context("a message of the agent")?;
+        if message["stdout"]["data"].is_string() {
+            printed = *at;
+        }
         for (name, all) in ["stdout", "stderr"].into_iter().zip(&mut output) {
             if let Some(data) = message[name]["data"].as_str() {
                 BASE64_STANDARD.decode_vec(data, all).context("a message of the agent")?;
             }
         }
     }
-    Ok(output)
+    Ok((output, printed))
 }
 
 /// Returns a text as a value in a URL's query.
@@ -180,14 +185,15 @@ mod tests {
 
     #[test]
     fn output_is_put_together_and_an_exit_is_found() {
+        let at = Duration::from_millis;
         let messages = [
-            br#"{"stdout":{"data":"aGVs"}}"#.to_vec(),
-            br#"{"stderr":{"data":"IQ=="}}"#.to_vec(),
-            br#"{"stdout":{"data":"bG8="}}"#.to_vec(),
-            br#"{"stdout":{"close":true}}"#.to_vec(),
+            (at(1), br#"{"stdout":{"data":"aGVs"}}"#.to_vec()),
+            (at(2), br#"{"stdout":{"data":"bG8="}}"#.to_vec()),
+            (at(3), br#"{"stderr":{"data":"IQ=="}}"#.to_vec()),
+            (at(4), br#"{"stdout":{"close":true}}"#.to_vec()),
         ];
-        assert_eq!(output_of(&messages).unwrap(), [b"hello".to_vec(), b"!".to_vec()]);
-        assert_eq!(exit_of(&messages[3]).unwrap(), None);
+        assert_eq!(output_of(&messages).unwrap(), ([b"hello".to_vec(), b"!".to_vec()], at(2)));
+        assert_eq!(exit_of(&messages[3].1).unwrap(), None);
         assert_eq!(exit_of(br#"{"exited":true,"result":{"exit_code":7}}"#).unwrap(), Some(7));
         assert_eq!(exit_of(br#"{"exited":true,"result":{}}"#).unwrap(), Some(0));
     }

@@ -98,8 +98,10 @@ impl Figures {
             "\n| with {tasks} tasks | CPU a task-second, docker | here | memory, docker | here |\n|---|---|---|---|---|"
         );
         for part in Part::ALL {
+            // A part without memory isn't there.
+            let is_there = |side| self.median(Figure::Memory(part), side).is_some_and(|memory| memory > 0.0);
             let cell = |figure: Figure, side| {
-                let median = self.median(figure, side).filter(|median| *median > 0.0);
+                let median = self.median(figure, side).filter(|_| is_there(side));
                 median.map_or_else(String::new, |median| figure.shown(median))
             };
             let [cpu, memory] =
@@ -166,14 +168,14 @@ mod tests {
 
     #[test]
     fn the_parts_of_the_daemons_are_in_a_table_of_their_own() {
-        let mut all = figures(Figure::Cpu(Part::Shims), &[0.5], &[0.25]);
+        let mut all = figures(Figure::Cpu(Part::Loggers), &[0.001], &[0.0]);
         all.add(Figure::Memory(Part::Loggers), 0, 300.0);
+        all.add(Figure::Memory(Part::Loggers), 1, 0.0);
         all.add(Figure::Memory(Part::Daemons), 0, 400.0);
         all.add(Figure::Memory(Part::Daemons), 1, 100.0);
         let text = all.text(20);
         assert!(text.contains("| memory with 20 tasks: all daemons | 400 MiB | 100 MiB | 0.25 |"), "{text}");
-        assert!(text.contains("| shims | 0.50 ms | 0.25 ms |  |  |"), "{text}");
-        assert!(text.contains("|  |  | 300 MiB |  |\n"), "{text}");
+        assert!(text.contains("| `docker_logger` | 0.00 ms |  | 300 MiB |  |\n"), "{text}");
         assert!(!text.contains("containerd"), "{text}");
     }
 }
