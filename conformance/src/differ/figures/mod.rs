@@ -86,7 +86,7 @@ fn rounds_with_many(rounds: usize) -> usize {
 fn measure(sides: &Sides<'_>, rounds: usize, seed: u64) -> Result<String> {
     let benches = [sides.bench(0)?, sides.bench(1)?];
     let (mut order, mut figures) = (Order::by(seed), Figures::default());
-    let pattern = pattern();
+    let (pattern, begun) = (pattern(), Instant::now());
     // The first task pulls the image, and isn't counted.
     for (side, bench) in benches.iter().enumerate() {
         single(bench, &format!("first-{side}"), Some(&pattern))?;
@@ -98,7 +98,8 @@ fn measure(sides: &Sides<'_>, rounds: usize, seed: u64) -> Result<String> {
             taken.into_iter().for_each(|(figure, took)| figures.add(figure, side, took));
         }
     }
-    println!("{rounds} rounds with a single task are done");
+    let seconds = || begun.elapsed().as_secs();
+    println!("{rounds} rounds with a single task are done after {} s", seconds());
     for round in 0..rounds_with_many(rounds) {
         for count in MANY {
             for side in order.next_round() {
@@ -108,7 +109,7 @@ fn measure(sides: &Sides<'_>, rounds: usize, seed: u64) -> Result<String> {
                 taken.into_iter().for_each(|(figure, value)| figures.add(figure, side, value));
             }
         }
-        println!("round {} with many tasks is done", round + 1);
+        println!("round {} with many tasks is done after {} s", round + 1, seconds());
     }
     Ok(figures.text(TASKS))
 }
