@@ -151,9 +151,9 @@ find_debian() {
   settle "$ROOT"
 }
 
-# Sets DOCKERD to the binary of Debian sid, which runs with the libraries of Debian 12.
+# find_dockerd SUITE: sets DOCKERD to the binary of one of Debian's suites, which runs with the libraries of Debian 12.
 find_dockerd() {
-  find_debian sid docker.io "" || return
+  find_debian "$1" docker.io "" || return
   DOCKERD=$ROOT/usr/sbin/dockerd
   note "$("$DOCKERD" --version) at $DOCKERD"
 }
