@@ -162,6 +162,8 @@ declare -A PACKAGES=(
   [script]=bsdutils
   [mkfs.ext4]=e2fsprogs
   [ip]=iproute2
+  [/usr/sbin/rsyslogd]=rsyslog
+  [/lib/systemd/systemd-journald]=systemd
   [/etc/ssl/certs/ca-certificates.crt]=ca-certificates
 )
 

@@ -1,5 +1,5 @@
-# logging: how many log files of a stream are kept, and how large one gets. Needs the plugin's log_collection = "driver". The task
-# writes five times as much as its three files hold, and looks at what is kept.
+# logging: where the output goes, here docker's json-file, and how many log files of a stream are kept, and how large one gets.
+# Needs the plugin's log_collection = "driver". The task writes five times as much as its three files hold, and looks at what is kept.
 variable "image" {
   type    = string
   default = "docker.io/library/busybox:latest"
@@ -27,8 +27,11 @@ job "option" {
         args    = ["-c", "yes line | head -c 960000; for i in $(seq 100); do [ $(ls /alloc/logs/main.stdout.* | wc -l) = 3 ] && [ ! -e /alloc/logs/main.stdout.0 ] && exit 0; sleep 0.1; done; ls -l /alloc/logs >&2; exit 1"]
 
         logging {
-          max_files     = 3
-          max_file_size = "64k"
+          type = "json-file"
+          config {
+            max-file = "3"
+            max-size = "64k"
+          }
         }
       }
 

@@ -28,7 +28,10 @@ pub(crate) use capabilities::tests as capability_tests;
 pub(crate) use capabilities::{CapabilityList, name_of as capability_name};
 pub(crate) use driver_name::DriverName;
 pub(crate) use id_list::IdList;
-pub(crate) use logging::LogLimits;
+pub(crate) use logging::{
+    Attributes as LogAttributes, Compression as GelfCompression, LogEndpoint, LogLimits, LogReceiver,
+    LogType, Protocol as LogProtocol, SyslogFormat, TagField, TagPart, TlsPaths, compile as compile_pattern,
+};
 pub(crate) use plugin::{
     Auth, Bridge, ImageGc, Inline, LogCollection, PluginConfig, PluginDevices, PluginLimits, Pulls,
     ResolvedPath, RuntimeOptions, SecurityPolicy, TaskDirectory,

@@ -1,5 +1,6 @@
 //! Log files of a task whose output the driver collects itself: from the task's pipes into the files that Nomad reads,
-//! with the names and rules of Nomad's own collector. Knows neither the shim nor how tasks start or end.
+//! with the names and rules of Nomad's own collector. Also sends output to log receivers (`forward`). Knows neither the
+//! shim nor how tasks start or end.
 //!
 //! The pipes hold all output that is not written yet. So if the files can't be written (a full disk, a missing
 //! directory, a disk that doesn't answer), output waits in the pipe, as it does while the plugin is not running; the
@@ -7,6 +8,7 @@
 
 mod collector;
 mod directory;
+mod forward;
 mod rotation;
 mod sink;
 mod writer_pool;
@@ -16,6 +18,10 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use collector::{LogCollector, LogEvent};
+pub(crate) use forward::{
+    Compression, ContainerFields, Endpoint, Fluentd, Forwarding, Gelf, HostPath, NomadLog, Protocol, Reach,
+    Syslog, SyslogFormat, TlsFiles,
+};
 pub(crate) use sink::SkippedFile;
 pub(crate) use writer_pool::WriterPool;
 

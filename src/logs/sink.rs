@@ -27,6 +27,8 @@ const BATCH_BYTES: u64 = 4 << 20;
 /// Number of bytes after which a writer counts as busy, and is waited for during [`BUSY_PAUSE`]: then more can be moved
 /// at once than the few kilobytes of each write, which would each wake a thread.
 const BUSY_BYTES: u64 = 32 << 10;
+/// Length of a head that holds any line which is kept whole.
+const WHOLE_LINE: usize = MAX_WHOLE_LINE_BYTES as usize;
 const BUSY_PAUSE: Duration = Duration::from_millis(1);
 
 /// The reason that a move ended.
@@ -38,6 +40,16 @@ pub(super) enum Moved {
     More,
     /// Every writer is gone, and all output is in the file.
     Eof,
+}
+
+/// The result of a move of a number of bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Taken {
+    Bytes(u64),
+    /// The source is empty or has ended, whatever was seen of it before: a task may read its own pipe.
+    Nothing,
+    /// The destination has no room.
+    Full,
 }
 
 /// An entry that has the name of a log file but can't be written to.
@@ -76,7 +88,7 @@ impl Sink {
     pub(super) fn take(&mut self, pipe: BorrowedFd<'_>) -> Result<Moved, LogError> {
         let (mut moved_bytes, mut since_pause) = (0, 0);
         while moved_bytes < BATCH_BYTES && !self.stopped.load(Ordering::Relaxed) {
-            match self.step(pipe)? {
+            match self.step(pipe, u64::MAX)? {
                 Spliced::Bytes(bytes) => {
                     moved_bytes += bytes;
                     since_pause += bytes;
@@ -92,13 +104,28 @@ impl Sink {
         Ok(Moved::More)
     }
 
-    fn step(&mut self, pipe: BorrowedFd<'_>) -> Result<Spliced, LogError> {
+    /// Moves up to `most` bytes.
+    ///
+    /// # Errors
+    /// As [`Self::take`].
+    pub(super) fn take_up_to(&mut self, pipe: BorrowedFd<'_>, most: u64) -> Result<Taken, LogError> {
+        let mut moved_bytes = 0;
+        while moved_bytes < most && !self.stopped.load(Ordering::Relaxed) {
+            match self.step(pipe, most - moved_bytes)? {
+                Spliced::Bytes(bytes) => moved_bytes += bytes,
+                Spliced::Empty | Spliced::Eof => break,
+            }
+        }
+        Ok(if moved_bytes == 0 { Taken::Nothing } else { Taken::Bytes(moved_bytes) })
+    }
+
+    fn step(&mut self, pipe: BorrowedFd<'_>, most: u64) -> Result<Spliced, LogError> {
         let limits = self.target.limits;
         let (current, size) = self.current()?;
         let bytes = match rotation::room(&limits, size) {
             Room::Plenty(bytes) => bytes,
             Room::Little(left) => {
-                let head = peek(pipe).map_err(|error| {
+                let head = peek(pipe, WHOLE_LINE).map_err(|error| {
                     LogError::new("examine the output for", current.path.clone(), &error.into())
                 })?;
                 match head {
@@ -114,7 +141,7 @@ impl Sink {
                 }
             }
         };
-        current.take(pipe, size, bytes)
+        current.take(pipe, size, bytes.min(most))
     }
 
     /// Returns the current file and its size. If it was removed, nobody can read it any more, and the newest one is
@@ -220,7 +247,7 @@ impl CurrentFile {
     /// Writes a copy of the output, and reads the bytes out of the pipe once they are in the file.
     fn copy(&self, pipe: BorrowedFd<'_>, size: u64, bytes: u64) -> Result<Spliced, LogError> {
         let failed = |error: std::io::Error| LogError::new("write", self.path.clone(), &error);
-        let head = match peek(pipe).map_err(|error| failed(error.into()))? {
+        let head = match peek(pipe, WHOLE_LINE).map_err(|error| failed(error.into()))? {
             Peeked::Empty => return Ok(Spliced::Empty),
             Peeked::Eof => return Ok(Spliced::Eof),
             Peeked::Head(head) => head,
@@ -230,22 +257,28 @@ impl CurrentFile {
         let mut taken = vec![0; written];
         let mut so_far = 0;
         while so_far < written {
-            so_far += rustix::io::read(pipe, &mut taken[so_far..]).map_err(|error| failed(error.into()))?;
+            match rustix::io::read(pipe, &mut taken[so_far..]) {
+                // The task itself has read the rest meanwhile.
+                Ok(0) | Err(Errno::AGAIN) => break,
+                Ok(length) => so_far += length,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(failed(error.into())),
+            }
         }
         Ok(Spliced::Bytes(written as u64))
     }
 }
 
-enum Peeked {
+/// The beginning of a pipe's content.
+pub(super) enum Peeked {
     Empty,
     Eof,
     Head(Vec<u8>),
 }
 
-/// Returns the first bytes in a pipe, and leaves them there.
-fn peek(pipe: BorrowedFd<'_>) -> Result<Peeked, Errno> {
+/// Returns the first bytes in a pipe, up to `most` and no more than 64 KiB, and leaves them there.
+pub(super) fn peek(pipe: BorrowedFd<'_>, most: usize) -> Result<Peeked, Errno> {
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
-    let most = usize::try_from(MAX_WHOLE_LINE_BYTES).unwrap_or(usize::MAX);
     match tee(pipe, &writer, most, SpliceFlags::NONBLOCK) {
         Ok(0) => Ok(Peeked::Eof),
         Ok(length) => {

@@ -147,6 +147,18 @@ impl LogPaths {
         Ok([one(&self.stdout)?, one(&self.stderr)?])
     }
 
+    /// Opens stdout and stderr for writing, each if it has a pipe, whether or not anybody reads yet. A write to such a
+    /// pipe waits for its reader also where that is gone.
+    ///
+    /// # Errors
+    /// Refuses a path that is not a named pipe, as [`Self::hold_open`] does.
+    pub(crate) fn writers(&self) -> Result<[Option<OwnedFd>; 2], Error> {
+        let writer =
+            |path: &Path| open_pipe(path, OpenOptions::new().read(true).write(true)).map(OwnedFd::from);
+        let one = |path| unless_disabled(path).map(writer).transpose();
+        Ok([one(&self.stdout)?, one(&self.stderr)?])
+    }
+
     /// Checks that a shim can write a task's output to these paths.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! A descriptor by which the kernel notifies, awaited asynchronously: it becomes readable, or, for a file of a cgroup,
+//! A descriptor by which the kernel notifies, awaited asynchronously: it becomes readable or writable, or, for a file of a cgroup,
 //! has a priority event. Knows nothing of what is notified.
 //!
 //! Source of the facts: poll(2), Linux `fs/kernfs/file.c`.
@@ -22,6 +22,14 @@ impl KernelFd {
     /// If the kernel can't wait for this kind of descriptor.
     pub(crate) fn new(descriptor: OwnedFd) -> io::Result<Self> {
         Self::of(descriptor, Interest::READABLE)
+    }
+
+    /// Wraps a descriptor that becomes writable.
+    ///
+    /// # Errors
+    /// If the kernel can't wait for this kind of descriptor.
+    pub(crate) fn writable(descriptor: OwnedFd) -> io::Result<Self> {
+        Self::of(descriptor, Interest::WRITABLE)
     }
 
     /// Wraps a file whose changes of content the kernel notifies.

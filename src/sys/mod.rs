@@ -6,6 +6,7 @@ pub(crate) mod blocking;
 pub(crate) mod error_chain;
 pub(crate) mod host_files;
 pub(crate) mod host_path;
+pub(crate) mod ip_network;
 pub(crate) mod malloc;
 pub(crate) mod mount_table;
 pub(crate) mod netns;

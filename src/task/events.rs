@@ -126,6 +126,21 @@ impl TaskEvents {
         self.tell(message, &[("options", warnings.options().join(", "))]);
     }
 
+    /// Reports labels and variables that there is no room for in what a log receiver is sent.
+    pub(super) fn attributes_left_out(&self, names: &[String]) {
+        if names.is_empty() {
+            return;
+        }
+        let list = names.join(", ");
+        self.tell(
+            format!(
+                "The log receiver is not sent all labels and variables, as they have at most 16 KiB together: {list} \
+                 are left out"
+            ),
+            &[("attributes", list)],
+        );
+    }
+
     /// Reports OOM kills of processes of the task, which may run on without them.
     pub(super) fn oom_killed(&self, count: u64) {
         let what = if count == 1 { "process" } else { "processes" };
@@ -155,6 +170,25 @@ impl TaskEvents {
                 let path = path.display().to_string();
                 self.tell(format!("The log file {path} is skipped: {why}"), &[("path", path)]);
             }
+            LogEvent::ReceiverUnreachable { why, waits } => {
+                let then = if waits { "the output waits" } else { "the output goes on without it" };
+                self.tell(format!("The task's log receiver is not reached, and {then}: {why}"), &[]);
+            }
+            LogEvent::ReceiverReached { receiver } => {
+                self.tell(format!("The task's output is sent to {receiver} again"), &[("receiver", receiver)]);
+            }
+            LogEvent::Unsent { lines, why } => self.tell(
+                format!("{lines} lines of the task's output are not sent to its log receiver: {why}"),
+                &[("unsent_lines", lines.to_string())],
+            ),
+            LogEvent::Unbuffered { bytes } => self.tell(
+                format!(
+                    "The output waits for the log receiver, as there is no room for its buffer of {}: the buffers of all \
+                     tasks have at most 256 MiB",
+                    size(bytes)
+                ),
+                &[],
+            ),
         }
     }
 

@@ -26,6 +26,7 @@ mod events;
 mod exec;
 mod gc;
 mod group_network;
+mod log_receiver;
 #[cfg(test)]
 mod model;
 mod mounts;

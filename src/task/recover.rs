@@ -120,7 +120,8 @@ async fn find(
     // The check may take as long as the CNI plugins do, and changes nothing for the task.
     tokio::spawn(async move { network.check_network().await });
     let oom_kills = driver_state.cgroup.oom_kills();
-    let (log_collector, trouble) = match tasks.collect_output(&driver_state, &task_events).await {
+    let bundle = container.bundle.clone();
+    let (log_collector, trouble) = match tasks.collect_output(&bundle, &driver_state, &task_events).await {
         Ok(log_collector) => (log_collector, None),
         Err(error) => (None, Some(error)),
     };
@@ -138,7 +139,9 @@ async fn find(
     let mut task = Task::supervised(supervision, settings);
     if let Some(trouble) = trouble {
         let (driver_state, phase) = (task.driver_state.clone(), task.phase.clone());
-        tokio::spawn(Arc::clone(tasks).collect_later(driver_state, task_events.clone(), phase, trouble));
+        let later =
+            Arc::clone(tasks).collect_later(bundle, driver_state, task_events.clone(), phase, trouble);
+        tokio::spawn(later);
     }
     task.recovered = Mutex::new(Some(task_events));
     Ok(task)
@@ -282,6 +285,7 @@ mod tests {
     use crate::logs::{Limits, Target};
     use crate::shim::{Family, LogPaths, Shim};
     use crate::task::DriverNetwork;
+    use crate::task::state::Forwarded;
 
     #[test]
     fn a_process_is_gone_only_where_that_is_known() {
@@ -374,6 +378,7 @@ mod tests {
             }),
             oom_kills: Some(2),
             runsc: Some("/opt/runsc".to_owned()),
+            forwarded: Some(Forwarded::Pipes(LogPaths { stdout: "/n".into(), stderr: "/m".into() })),
         }
     }
 
@@ -386,7 +391,7 @@ mod tests {
     #[test]
     fn a_driver_state_without_later_fields_is_read() {
         let mut early: serde_json::Value = serde_json::from_str(RECORDED).unwrap();
-        for later in ["family", "collected", "network", "oom_kills", "runsc"] {
+        for later in ["family", "collected", "network", "oom_kills", "runsc", "forwarded"] {
             early.as_object_mut().unwrap().remove(later).unwrap();
         }
         early["shim"].as_object_mut().unwrap().remove("started_ticks").unwrap();

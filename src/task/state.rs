@@ -50,7 +50,9 @@ pub(super) struct DriverState {
     pub(super) init: ProcessId,
     pub(super) started_at: SystemTime,
     pub(super) logs: LogPaths,
-    /// Log files that the driver itself writes the output to; `None` if somebody else reads the pipes.
+    /// Log files that the driver itself writes the output to; `None` if somebody else reads the pipes. It is there for
+    /// each task with a log receiver: after a downgrade, a plugin that knows no receivers reads the task's pipes by it, so
+    /// that the task doesn't wait for a reader.
     #[serde(default)]
     pub(super) collected: Option<Target>,
     pub(super) cgroup: Cgroup,
@@ -69,6 +71,21 @@ pub(super) struct DriverState {
     /// Path of the `runsc` that runs a task in gVisor's sandbox.
     #[serde(default)]
     pub(super) runsc: Option<String>,
+    /// Way of the output that is sent to a log receiver. The receiver is in the bundle: it has values of the task's
+    /// environment, and Nomad keeps this state in its own files.
+    #[serde(default)]
+    pub(super) forwarded: Option<Forwarded>,
+}
+
+/// The log of Nomad's that the output goes on to once it is sent to a log receiver.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Forwarded {
+    /// The files of [`DriverState::collected`].
+    Files,
+    /// Nomad's pipes.
+    Pipes(LogPaths),
+    Nowhere,
 }
 
 impl DriverState {

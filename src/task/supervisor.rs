@@ -417,10 +417,10 @@ pub(super) fn of_lost_shim(
 }
 
 /// Drains the task's output into its log, and returns whether that was complete. The driver's collector takes nothing
-/// more after this.
+/// more after this. A log receiver is waited for half of the time, so that Nomad's log gets the rest in any case.
 async fn drain_logs(logs: &LogPaths, log_collector: Option<LogCollector>) -> bool {
     if let Some(mut log_collector) = log_collector {
-        return tokio::time::timeout(LOG_DRAIN_TIMEOUT, log_collector.finished()).await.is_ok();
+        return log_collector.finished_within(LOG_DRAIN_TIMEOUT).await;
     }
     wait_drained(logs, LOG_DRAIN_TIMEOUT).await
 }

@@ -74,6 +74,7 @@ pub fn all() -> Vec<Case> {
         lifecycle::labels::cases(),
         isolation::sandbox::cases(),
         logs::pipes::cases(),
+        logs::receivers::cases(),
         logs::driver_logs::cases(),
         logs::driver_log_failures::cases(),
         lifecycle::runtimes::cases(),

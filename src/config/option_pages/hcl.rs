@@ -67,7 +67,7 @@ impl Rest<'_> {
         if self.next().starts_with('"') {
             return self.literal().as_str().map(str::to_owned).unwrap_or_default();
         }
-        let end = self.0.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(self.0.len());
+        let end = self.0.find(|c: char| !c.is_alphanumeric() && c != '_' && c != '-').unwrap_or(self.0.len());
         let (name, rest) = self.0.split_at(end);
         assert!(!name.is_empty(), "no name: {rest}");
         self.0 = rest;

@@ -26,6 +26,7 @@ use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
 
 use super::hclspec::{default, object, optional, required};
+use super::logging::LogType;
 use super::{ConfigError, DriverName, Warnings, duration, from_msgpack, program};
 pub(crate) use allowed_modes::AllowedModes;
 pub(crate) use auth::{Auth, Inline};
@@ -34,7 +35,7 @@ pub(crate) use gc::ImageGc;
 use gc::{Gc, RawGc};
 pub(crate) use labels::ExtraLabels;
 pub(crate) use limits::PluginLimits;
-pub(crate) use logs::LogCollection;
+pub(crate) use logs::{LogCollection, LogReceivers};
 pub(crate) use network::{Bridge, PluginNetworks};
 pub(crate) use pulls::Pulls;
 pub(in crate::config) use resolved_path::Access;
@@ -84,6 +85,9 @@ pub(crate) struct PluginConfig {
     /// Directory of containerd's `hosts.toml` files. `None` reads none.
     pub registry_config_dir: Option<PathBuf>,
     pub log_collection: LogCollection,
+    /// The log type of a task that names none.
+    pub log_type: LogType,
+    pub log_receivers: LogReceivers,
     pub devices: PluginDevices,
     pub pulls: Pulls,
     pub start_limit: StartLimit,
@@ -216,6 +220,8 @@ impl PluginConfig {
         let containerd_runtime = super::runtime("containerd_runtime", containerd_runtime)?;
         let allow_runtimes = runtime::decode(name, allow_runtimes)?;
         let runtime_options = runtime::decode_options(runtime_options, &containerd_runtime, &allow_runtimes)?;
+        let mut warnings = other_drivers.decode();
+        let logs = logs.decode(name, &mut warnings)?;
         let interval = stats_interval.unwrap_or_else(|| DEFAULT_STATS_INTERVAL.to_owned());
         Ok(Some(Self {
             name,
@@ -242,12 +248,14 @@ impl PluginConfig {
                 .unwrap_or_else(|| DEFAULT_SNAPSHOTTER.to_owned()),
             auth: auth.unwrap_or_default().decode()?,
             registry_config_dir: registry_config_dir_of(registry_config_dir)?,
-            log_collection: logs.decode()?,
+            log_collection: logs.collection,
+            log_type: logs.default_type,
+            log_receivers: logs.receivers,
             devices: devices.decode()?,
             pulls: pulls.decode()?,
             start_limit: start_limit.decode()?,
             networks: networks.decode(name)?,
-            warnings: other_drivers.decode(),
+            warnings,
         }))
     }
 

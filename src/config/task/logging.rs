@@ -1,11 +1,12 @@
-//! A task's block `logging { .. }`: limits of its log files, where the driver writes them.
+//! A task's block `logging { .. }`: a log receiver, and limits of its log files where the driver writes them.
 
 use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
 
+use crate::config::logging::LogType;
 use crate::config::logging::{self, Logging};
-use crate::config::plugin::LogCollection;
-use crate::config::{ConfigError, value};
+use crate::config::plugin::{LogCollection, LogReceivers};
+use crate::config::{ConfigError, Warnings, forbidden, value};
 
 #[derive(Deserialize)]
 pub(super) struct Raw {
@@ -13,23 +14,40 @@ pub(super) struct Raw {
 }
 
 pub(super) fn schema() -> Vec<(&'static str, Spec)> {
-    vec![("logging", logging::schema())]
+    vec![("logging", logging::task_schema())]
 }
 
 impl Raw {
-    pub(super) fn decode(self) -> Result<Logging, ConfigError> {
+    pub(super) fn decode(self, warnings: &mut Warnings) -> Result<Logging, ConfigError> {
         let Self { logging } = self;
-        logging.unwrap_or_default().decode()
+        logging.unwrap_or_default().decode(warnings)
     }
 }
 
-/// Checks that the driver writes the log files, so that the block has an effect.
+/// Checks that the job may name its log type, and that the driver writes the log files, so that sizes in its own words
+/// have an effect. Nomad's logs alone are always permitted.
 ///
 /// # Errors
-/// Names the option if it would have none.
-pub(super) fn permitted_by(logging: &Logging, collection: LogCollection) -> Result<(), ConfigError> {
+/// Names the option that is forbidden, or would have no effect.
+pub(super) fn permitted_by(
+    logging: &Logging,
+    collection: LogCollection,
+    allowed: &LogReceivers,
+) -> Result<(), ConfigError> {
+    if let (Some(log_type), Some(types)) = (logging.log_type(), &allowed.types)
+        && *log_type != LogType::Files
+        && !types.iter().any(|name| name == log_type.name())
+    {
+        let name = log_type.name();
+        return Err(forbidden(
+            "logging.type",
+            name,
+            "logging.allowed_types",
+            &format!("{name:?} in its list"),
+        ));
+    }
     match collection {
-        LogCollection::Nomad | LogCollection::Nobody if !logging.is_unset() => {
+        LogCollection::Nomad | LogCollection::Nobody if logging.has_limits() => {
             let why = "it needs the plugin option log_collection = \"driver\"; where Nomad collects the logs, set their sizes \
              in the task's logs block";
             Err(value("logging", "set", why))
@@ -38,10 +56,19 @@ pub(super) fn permitted_by(logging: &Logging, collection: LogCollection) -> Resu
     }
 }
 
+/// Warns of the sizes of docker's log files where the driver writes none.
+pub(super) fn warn_of_limits(logging: &Logging, collection: LogCollection, warnings: &mut Warnings) {
+    if logging.has_dockers_limits() && !matches!(collection, LogCollection::Driver(_)) {
+        let why = "max-file and max-size have no effect: the task's logs block has the sizes of Nomad's logs";
+        warnings.add("logging.config", why);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
+    use crate::config::PluginConfig;
     use crate::config::plugin::tests::plugin;
     use crate::config::task::tests::{decode, refusal};
 
@@ -55,5 +82,31 @@ mod tests {
             let error = error.to_string();
             assert!(error.contains("option logging") && error.contains("log_collection"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_log_type_is_one_that_the_operator_allows() {
+        let some = plugin(json!({"logging": {"allowed_types": ["syslog"]}}));
+        let permitted = |log_type: &str, plugin: &PluginConfig| {
+            decode(&json!({"image": "redis", "logging": {"type": log_type}})).unwrap().permitted_by(plugin)
+        };
+        for log_type in ["syslog", "json-file", "local"] {
+            permitted(log_type, &some).unwrap();
+        }
+        for log_type in ["journald", "none"] {
+            permitted(log_type, &plugin(json!({}))).unwrap();
+            let error = permitted(log_type, &some).unwrap_err().to_string();
+            assert!(error.contains("logging.type") && error.contains("logging.allowed_types"), "{error}");
+        }
+        decode(&json!({"image": "redis"})).unwrap().permitted_by(&some).unwrap();
+    }
+
+    #[test]
+    fn docker_s_log_types_need_no_driver_collection() {
+        let dockers = json!({"type": "json-file", "config": [{"max-file": "2", "max-size": "2m"}]});
+        let options = decode(&json!({"image": "redis", "logging": dockers})).unwrap();
+        options.permitted_by(&plugin(json!({}))).unwrap();
+        assert_eq!(options.warnings_under(&plugin(json!({}))).options(), ["logging.config"]);
+        assert!(options.warnings_under(&plugin(json!({"log_collection": "driver"}))).is_empty());
     }
 }

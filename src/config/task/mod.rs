@@ -170,7 +170,7 @@ impl TaskOptions {
             runtime: runtime.decode()?,
             pull: pull.decode(&mut warnings)?,
             labels: labels.decode(&mut warnings)?,
-            logging: logging.decode()?,
+            logging: logging.decode(&mut warnings)?,
             warnings,
         })
     }
@@ -212,6 +212,13 @@ impl TaskOptions {
         self.network.warn_of_idle(driver, network, &mut self.warnings);
     }
 
+    /// Returns the options that are set and have no effect, also those that only have none under the plugin's options.
+    pub(crate) fn warnings_under(&self, plugin: &PluginConfig) -> Warnings {
+        let mut warnings = self.warnings.clone();
+        logging::warn_of_limits(&self.logging, plugin.log_collection, &mut warnings);
+        warnings
+    }
+
     /// Checks the job's options against what the operator allows.
     ///
     /// # Errors
@@ -240,7 +247,7 @@ impl TaskOptions {
         security.permitted_by(&plugin.security_policy)?;
         limits.permitted_by(&plugin.limits)?;
         devices::permitted_by(devices, &plugin.devices)?;
-        logging::permitted_by(logging, plugin.log_collection)?;
+        logging::permitted_by(logging, plugin.log_collection, &plugin.log_receivers)?;
         runtime.permitted_by(plugin)
     }
 }

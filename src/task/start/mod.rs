@@ -32,6 +32,7 @@ use super::attempt::Attempt;
 use super::container::ContainerHandles;
 use super::error::{Error, Result};
 use super::events::TaskEvents;
+use super::log_receiver::{self, Receiver};
 use super::network::Joined;
 use super::output::Output;
 use super::supervisor::{self, Supervision};
@@ -215,11 +216,13 @@ impl Start<'_> {
     /// else is carried through, and is then undone: a call to containerd that is dropped may still be carried out,
     /// after its undoing.
     async fn steps(&self, caller: &mut StartCaller, pipes: &mut Option<HeldPipes>) -> Result<Task> {
-        self.task_events().without_effect(&self.plan.options.warnings);
+        self.task_events().without_effect(&self.plan.options.warnings_under(&self.settings.config));
         let pull_options = self.pull_options()?;
-        let output = Output::of(self.settings, &self.plan.options, self.config, &self.container.bundle);
+        let output = Output::of(self.settings, &self.plan.options, self.config, &self.container.bundle)?;
         output.logs.check_writable_by(&self.container.launcher.binary, self.plan.options.process.tty)?;
         let nomads = output.hold_nomads().await?;
+        let nomads_writers = output.open_nomads().await?;
+        output.check_receiver().await?;
         if self.container.bundle.off_thread(Bundle::exists).await {
             // Left by a start that the plugin did not survive.
             ContainerHandles::by_id(self.settings, &self.container.id).tear_down().await?;
@@ -238,8 +241,9 @@ impl Start<'_> {
         };
         timeline.step("bundle", self.container.bundle.off_thread(make)).await?;
         let (held, mut inherited) = match nomads {
-            Some(held) => (held, Vec::new()),
-            None => output.make_own().await?,
+            // Where nothing is written, Nomad's collector is to wait all the same for as long as the task is there.
+            Some(held) => (held, nomads_writers),
+            None => output.make_own(nomads_writers).await?,
         };
         let held = pipes.insert(held);
         if self.plan.options.process.needs_stdin() {
@@ -419,9 +423,10 @@ impl Start<'_> {
     /// Creates the container, sends the shim a Wait for its exit, and only then starts it.
     async fn begin(&self, made: Made, output: Output, held: &HeldPipes, image: &Image) -> Result<Task> {
         let Made { spec, mounts, network, connection, shim } = made;
-        let Output { logs, collected } = output;
+        let Output { logs, collected, receiver, forwarded, nomads_pipes: _ } = output;
         let StartPlan { options: requested, cgroup, runtime, .. } = self.plan;
         let (bundle, timeline) = (&self.container.bundle, self.timeline);
+        self.record_receiver(receiver, &spec, image).await?;
         let spec = Arc::new(spec);
         let written = Arc::clone(&spec);
         timeline.step("spec", bundle.off_thread(move |bundle| bundle.write_spec(&written))).await?;
@@ -462,9 +467,10 @@ impl Start<'_> {
             network,
             oom_kills: Some(oom_kills),
             runsc: runtime.options.runsc().map(str::to_owned),
+            forwarded,
         };
         let (container, task_events) = (self.container.clone(), self.task_events());
-        let log_collector = self.tasks.collect_output(&driver_state, &task_events).await?;
+        let log_collector = self.tasks.collect_output(bundle, &driver_state, &task_events).await?;
         bundle.off_thread(Bundle::clear_removal_mark).await?;
         let supervision = Supervision {
             driver_state,
@@ -478,6 +484,23 @@ impl Start<'_> {
             oom_kills,
         };
         Ok(Task::supervised(supervision, self.settings))
+    }
+
+    /// Keeps what a log receiver is told of the container in the bundle, and tells of labels and variables that it isn't
+    /// told.
+    async fn record_receiver(&self, receiver: Option<Receiver>, spec: &Spec, image: &Image) -> Result<()> {
+        let Some(receiver) = receiver else { return Ok(()) };
+        let container = log_receiver::Container {
+            id: &self.container.id,
+            config: self.config,
+            image_name: &self.plan.options.image,
+            image_digest: &image.digest,
+            spec,
+            labels: self.labels(),
+        };
+        let (forwarding, left_out) = receiver.forwarding(container).await;
+        self.task_events().attributes_left_out(&left_out);
+        self.container.bundle.off_thread(move |bundle| log_receiver::write(bundle, &forwarding)).await
     }
 
     /// Removes the empty cgroup that the agent has made for the task: gVisor's runtime sets no limits on a cgroup that

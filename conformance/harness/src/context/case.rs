@@ -168,6 +168,8 @@ impl CaseContext {
         options["allowed_modes"] = serde_json::json!({
             "pid": ["host"], "ipc": ["host"], "uts": ["host"], "cgroupns": ["host"], "userns": ["host"],
         });
+        // The receivers of the cases are on this host.
+        options["logging"] = serde_json::json!({"allowed_host_addresses": ["127.0.0.0/8"]});
         options
     }
 

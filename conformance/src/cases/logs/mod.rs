@@ -3,3 +3,4 @@
 pub mod driver_log_failures;
 pub mod driver_logs;
 pub mod pipes;
+pub mod receivers;

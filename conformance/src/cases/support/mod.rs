@@ -9,6 +9,7 @@ pub mod fingerprint;
 pub mod group_network;
 pub mod gvisor;
 pub mod host_mounts;
+pub mod log_receivers;
 pub mod orphans;
 pub mod output;
 pub mod plugin_end;

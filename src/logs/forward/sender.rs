@@ -1,0 +1,541 @@
+//! Sends lines to a receiver over one connection, which is renewed when it breaks. Lines that a receiver doesn't get in
+//! as many attempts as its protocol has are given up, so that they don't hold the task up.
+
+use std::collections::HashSet;
+use std::io::{self, ErrorKind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::Local;
+use futures::FutureExt;
+use serde::Deserialize;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::net::{UdpSocket, UnixDatagram};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::endpoint::{ByteStream, Connection};
+use super::fluentd::Ack;
+use super::lines::{Line, new_id};
+use super::reports::{Loss, Reports};
+use super::{Forwarding, Protocol, ReceiverError, journald};
+use crate::sys::error_chain::Chained;
+
+/// Minimum number of bytes that are written at once, where as much waits.
+const BATCH_BYTES: usize = 64 << 10;
+/// Minimum time between two connections, whatever breaks them.
+const CONNECT_INTERVAL: Duration = Duration::from_millis(100);
+/// Pause before a receiver is connected to again that has used up its attempts. It doubles each time that such a
+/// connection fails as well.
+const DOWN_PAUSE: Duration = Duration::from_secs(10);
+const MAX_DOWN_PAUSE: Duration = Duration::from_secs(300);
+const MAX_WAIT: Duration = Duration::from_secs(60);
+/// Maximum length and nesting of a receiver's answer.
+const MAX_ACK_BYTES: usize = 1024;
+const MAX_ACK_DEPTH: usize = 8;
+
+/// A line in the form of its protocol.
+pub(super) struct Packet {
+    /// One for a stream, datagrams otherwise.
+    frames: Vec<Vec<u8>>,
+    /// Id that the receiver is to answer with.
+    ack: Option<String>,
+}
+
+pub(super) struct Sender {
+    forwarding: Forwarding,
+    /// The host's name.
+    host: String,
+    /// Id of this sender, and number of the lines that it has sent, by which the journal puts them in order.
+    epoch: String,
+    ordinal: u64,
+    connection: Option<Connection>,
+    connected_at: Option<Instant>,
+    /// Connects to a receiver that has used up its attempts. Its lines are given up meanwhile.
+    reconnecting: Option<AbortOnDropHandle<Connection>>,
+    first_pause: Duration,
+    next_pause: Duration,
+    reports: Arc<Reports>,
+}
+
+impl Sender {
+    pub(super) fn new(forwarding: &Forwarding, reports: Arc<Reports>) -> Self {
+        Self {
+            forwarding: forwarding.clone(),
+            host: nix::unistd::gethostname()
+                .ok()
+                .and_then(|name| name.into_string().ok())
+                .unwrap_or_default(),
+            epoch: new_id(),
+            ordinal: 0,
+            connection: None,
+            connected_at: None,
+            reconnecting: None,
+            first_pause: DOWN_PAUSE,
+            next_pause: DOWN_PAUSE,
+            reports,
+        }
+    }
+
+    /// Connects to the receiver, unless there is a connection.
+    ///
+    /// # Errors
+    /// Names the receiver.
+    async fn connect(&mut self) -> Result<(), ReceiverError> {
+        if self.connection.is_none() {
+            if let Some(at) = self.connected_at {
+                sleep_until(at + CONNECT_INTERVAL).await;
+            }
+            self.connected_at = Some(Instant::now());
+            let connected = self.forwarding.connect().await;
+            self.connection = Some(connected?);
+        }
+        Ok(())
+    }
+
+    /// Begins to connect to a receiver that has used up its attempts.
+    fn reconnect(&mut self) {
+        let (forwarding, reports, pause) =
+            (self.forwarding.clone(), Arc::clone(&self.reports), self.next_pause);
+        let connect = async move {
+            loop {
+                sleep(pause).await;
+                match forwarding.connect().await {
+                    Ok(connection) => return connection,
+                    Err(error) => reports.unreachable(false, || error.chain().to_string()),
+                }
+            }
+        };
+        self.reconnecting = Some(AbortOnDropHandle::new(tokio::spawn(connect)));
+        self.next_pause = (2 * pause).min(MAX_DOWN_PAUSE);
+    }
+
+    fn failed(&self, doing: &'static str, source: io::Error) -> ReceiverError {
+        ReceiverError { doing, receiver: self.receiver(), source }
+    }
+
+    fn receiver(&self) -> String {
+        self.forwarding.protocol.endpoint().to_string()
+    }
+
+    /// Sends lines, in order. Returns once they are sent or given up.
+    pub(super) async fn send(&mut self, lines: &[Line]) {
+        let mut rest = lines;
+        while !rest.is_empty() {
+            let (mut packets, mut bytes, mut count) = (Vec::new(), 0, 0);
+            for line in rest {
+                let packet = self.packet(line);
+                bytes += packet.frames.iter().map(Vec::len).sum::<usize>();
+                packets.push(packet);
+                count += 1;
+                if bytes >= BATCH_BYTES {
+                    break;
+                }
+            }
+            self.deliver(&packets).await;
+            rest = &rest[count..];
+        }
+    }
+
+    fn packet(&mut self, line: &Line) -> Packet {
+        self.ordinal += 1;
+        let Forwarding { protocol, container, .. } = &self.forwarding;
+        let (frames, ack) = match protocol {
+            Protocol::Journald => (vec![journald::entry(line, container, &self.epoch, self.ordinal)], None),
+            Protocol::Syslog(syslog) => {
+                (syslog.message(line, container, &self.host, Local::now()).into_iter().collect(), None)
+            }
+            Protocol::Fluentd(fluentd) => {
+                let (message, ack) = fluentd.message(line, container);
+                (vec![message], ack)
+            }
+            Protocol::Gelf(gelf) => {
+                let frames = gelf.frames(line, container, &self.host);
+                self.reports.lost(Loss::TooLarge, u64::from(frames.is_none()));
+                (frames.unwrap_or_default(), None)
+            }
+        };
+        Packet { frames, ack }
+    }
+
+    async fn deliver(&mut self, packets: &[Packet]) {
+        let retries = self.forwarding.protocol.retries();
+        let (mut rest, mut wait, mut left) = (packets, retries.wait, retries.count);
+        if let Some(reconnecting) = self.reconnecting.take() {
+            if !reconnecting.is_finished() {
+                self.reconnecting = Some(reconnecting);
+                self.reports.lost(Loss::Unreachable, packets.len() as u64);
+                return;
+            }
+            self.connection = reconnecting.await.ok();
+            left = 0;
+        }
+        loop {
+            let is_old = self.connection.is_some();
+            let Err(error) = self.attempt(&mut rest, retries.write_timeout).await else {
+                self.next_pause = self.first_pause;
+                self.reports.reached(|| self.receiver());
+                return;
+            };
+            self.connection = None;
+            // A connection that has broken since is renewed at once. One that takes nothing has had its attempt.
+            if is_old && error.source.kind() != ErrorKind::TimedOut {
+                continue;
+            }
+            self.reports.unreachable(left > 0, || error.chain().to_string());
+            if left == 0 {
+                self.reports.lost(Loss::Unreachable, rest.len() as u64);
+                self.reconnect();
+                return;
+            }
+            // The largest number means forever.
+            left = if left == u32::MAX { left } else { left - 1 };
+            sleep(wait).await;
+            wait = if retries.grows { (wait * 3 / 2).min(MAX_WAIT) } else { wait };
+        }
+    }
+
+    async fn attempt(&mut self, rest: &mut &[Packet], limit: Duration) -> Result<(), ReceiverError> {
+        self.connect().await?;
+        let mut lost = 0;
+        let sent = match &mut self.connection {
+            None => Ok(()),
+            Some(Connection::Stream(stream)) => send_stream(&mut **stream, rest, limit).await,
+            Some(Connection::Udp(socket)) => send_udp(socket, rest, limit, &mut lost).await,
+            Some(Connection::UnixDatagram(socket)) => {
+                let by_file = self.forwarding.protocol == Protocol::Journald;
+                send_unix(socket, rest, limit, by_file, &mut lost).await
+            }
+        };
+        self.reports.lost(Loss::TooLarge, lost);
+        sent.map_err(|source| self.failed("send the output to", source))
+    }
+}
+
+fn late(limit: Duration) -> io::Error {
+    io::Error::new(ErrorKind::TimedOut, format!("it takes nothing for {limit:?}"))
+}
+
+/// Writes packets to a stream, and leaves in `rest` those that were not written whole, or not answered.
+async fn send_stream(stream: &mut dyn ByteStream, rest: &mut &[Packet], limit: Duration) -> io::Result<()> {
+    // Nobody reads what is written after the receiver has closed the connection.
+    if let Some(Ok(0)) = stream.read(&mut [0; 64]).now_or_never() {
+        return Err(ErrorKind::ConnectionAborted.into());
+    }
+    let wants_acks = rest.iter().any(|packet| packet.ack.is_some());
+    let bytes: Vec<u8> = rest.iter().flat_map(|packet| packet.frames.iter().flatten()).copied().collect();
+    let ends = rest.iter().scan(0, |end, packet| {
+        *end += packet.frames.iter().map(Vec::len).sum::<usize>();
+        Some(*end)
+    });
+    let ends: Vec<_> = ends.collect();
+    let mut written = 0;
+    let outcome = async {
+        while written < bytes.len() {
+            match timeout(limit, stream.write(&bytes[written..])).await.map_err(|_| late(limit))?? {
+                0 => return Err(ErrorKind::WriteZero.into()),
+                length => written += length,
+            }
+        }
+        // What TLS holds back goes out only now.
+        timeout(limit, stream.flush()).await.map_err(|_| late(limit))?
+    };
+    let outcome = outcome.await;
+    if wants_acks {
+        outcome?;
+        return read_acks(stream, rest, limit).await;
+    }
+    *rest = &rest[ends.partition_point(|end| *end <= written)..];
+    outcome
+}
+
+/// Reads the answers to packets, which `limit` is for as a whole.
+async fn read_acks(stream: &mut dyn ByteStream, rest: &mut &[Packet], limit: Duration) -> io::Result<()> {
+    let unanswered = || io::Error::new(ErrorKind::TimedOut, format!("it has not answered in {limit:?}"));
+    timeout(limit, read_all_acks(stream, rest)).await.map_err(|_| unanswered())?
+}
+
+async fn read_all_acks(stream: &mut dyn ByteStream, rest: &mut &[Packet]) -> io::Result<()> {
+    let sent = *rest;
+    let mut missing: HashSet<&str> = sent.iter().filter_map(|packet| packet.ack.as_deref()).collect();
+    let mut answer: Vec<u8> = Vec::new();
+    loop {
+        let is_missing = |packet: &Packet| packet.ack.as_deref().is_some_and(|id| missing.contains(id));
+        let answered = rest.iter().position(is_missing).unwrap_or(rest.len());
+        *rest = &rest[answered..];
+        if rest.is_empty() {
+            return Ok(());
+        }
+        let mut unread = &answer[..];
+        let mut decoder = rmp_serde::Deserializer::new(&mut unread);
+        decoder.set_max_depth(MAX_ACK_DEPTH);
+        let decoded = Ack::deserialize(&mut decoder);
+        drop(decoder);
+        match decoded {
+            Ok(Ack { ack }) => {
+                let left = unread.len();
+                answer.drain(..answer.len() - left);
+                if !missing.remove(ack.as_str()) {
+                    return Err(io::Error::other("it answers to a message that it was not sent"));
+                }
+            }
+            Err(_) if answer.len() < MAX_ACK_BYTES => {
+                let mut more = [0; 512];
+                match stream.read(&mut more).await? {
+                    0 => return Err(ErrorKind::UnexpectedEof.into()),
+                    length => answer.extend_from_slice(&more[..length]),
+                }
+            }
+            Err(error) => return Err(io::Error::other(format!("it answers in another protocol: {error}"))),
+        }
+    }
+}
+
+/// Sends packets by UDP, and counts those that are too large. That nobody listens is known of the datagram before, at
+/// best, and changes nothing.
+async fn send_udp(
+    socket: &UdpSocket,
+    rest: &mut &[Packet],
+    limit: Duration,
+    lost: &mut u64,
+) -> io::Result<()> {
+    while let Some(packet) = rest.first() {
+        let mut is_lost = false;
+        for frame in &packet.frames {
+            let sent = match send_datagram(socket, frame, limit).await {
+                Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+                    send_datagram(socket, frame, limit).await
+                }
+                sent => sent,
+            };
+            match sent {
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}
+                Err(error) if error.raw_os_error() == Some(nix::libc::EMSGSIZE) => is_lost = true,
+                Err(error) => return Err(error),
+            }
+        }
+        *lost += u64::from(is_lost);
+        *rest = &rest[1..];
+    }
+    Ok(())
+}
+
+async fn send_datagram(socket: &UdpSocket, frame: &[u8], limit: Duration) -> io::Result<usize> {
+    timeout(limit, socket.send(frame)).await.map_err(|_| late(limit))?
+}
+
+/// Sends packets to a unix socket, and counts those that are too large for it, unless they can be sent in a file.
+async fn send_unix(
+    socket: &UnixDatagram,
+    rest: &mut &[Packet],
+    limit: Duration,
+    by_file: bool,
+    lost: &mut u64,
+) -> io::Result<()> {
+    while let Some(packet) = rest.first() {
+        let mut is_lost = false;
+        for frame in &packet.frames {
+            match timeout(limit, socket.send(frame)).await.map_err(|_| late(limit))? {
+                Ok(_) => {}
+                Err(error) if is_too_large(&error) && by_file => {
+                    let file = journald::sealed(frame)?;
+                    let send = socket.async_io(Interest::WRITABLE, || journald::send_by_file(socket, &file));
+                    timeout(limit, send).await.map_err(|_| late(limit))??;
+                }
+                Err(error) if is_too_large(&error) => is_lost = true,
+                Err(error) => return Err(error),
+            }
+        }
+        *lost += u64::from(is_lost);
+        *rest = &rest[1..];
+    }
+    Ok(())
+}
+
+fn is_too_large(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(nix::libc::EMSGSIZE | nix::libc::ENOBUFS))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use tokio::io::{AsyncBufReadExt, BufReader};
+    use tokio::net::TcpListener;
+
+    use super::super::reports::tests::{Told, kept};
+    use super::super::tests::forwarding;
+    use super::super::{Endpoint, Fluentd, HostPath, Reach, Syslog, SyslogFormat};
+    use super::*;
+    use crate::logs::{LogEvent, Stream};
+
+    fn line(text: &str) -> Line {
+        Line { stream: Stream::Stdout, text: text.into(), at: SystemTime::UNIX_EPOCH, part: None }
+    }
+
+    fn sender(protocol: Protocol) -> (Sender, Told) {
+        let (reports, told) = kept();
+        (Sender::new(&forwarding(protocol), reports), told)
+    }
+
+    fn syslog(endpoint: Endpoint) -> Protocol {
+        Protocol::Syslog(Syslog { endpoint, facility: 3, format: SyslogFormat::Local })
+    }
+
+    async fn listener() -> (TcpListener, String) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        (listener, address)
+    }
+
+    async fn read_line(from: &mut BufReader<tokio::net::TcpStream>) -> String {
+        let mut text = String::new();
+        from.read_line(&mut text).await.unwrap();
+        text.trim_end().rsplit_once(": ").unwrap().1.to_owned()
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_the_receiver_has_closed_is_renewed() {
+        let (listener, address) = listener().await;
+        let (mut sender, events) = sender(syslog(Endpoint::Tcp(address)));
+        sender.send(&[line("one"), line("two")]).await;
+        let mut first = BufReader::new(listener.accept().await.unwrap().0);
+        assert_eq!(
+            (read_line(&mut first).await, read_line(&mut first).await),
+            ("one".to_owned(), "two".to_owned())
+        );
+        drop(first);
+        let third = [line("three")];
+        // A write may succeed until the close is noticed.
+        let accepted = loop {
+            let send = async {
+                sender.send(&third).await;
+                sleep(Duration::from_millis(1)).await;
+            };
+            tokio::select! {
+                accepted = listener.accept() => break accepted,
+                () = send => {}
+            }
+        };
+        assert_eq!(read_line(&mut BufReader::new(accepted.unwrap().0)).await, "three");
+        assert!(events.lock().unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn lines_are_given_up_until_the_receiver_is_back_and_counted() {
+        let (listener, address) = listener().await;
+        let (mut sender, events) = sender(syslog(Endpoint::Tcp(address.clone())));
+        (sender.first_pause, sender.next_pause) = (Duration::from_millis(1), Duration::from_millis(1));
+        drop(listener);
+        tokio::time::pause();
+        sender.send(&[line("one"), line("two")]).await;
+        tokio::time::resume();
+        let told = events.lock().unwrap().clone();
+        assert!(matches!(
+            &told[..],
+            [LogEvent::ReceiverUnreachable { .. }, LogEvent::Unsent { lines: 2, .. }]
+        ));
+        sender.send(&[line("three")]).await;
+        // The sender connects by itself.
+        let listener = TcpListener::bind(address).await.unwrap();
+        let mut reader = BufReader::new(listener.accept().await.unwrap().0);
+        let is_back = |sender: &Sender| {
+            let reached = LogEvent::ReceiverReached { receiver: sender.receiver() };
+            events.lock().unwrap().contains(&reached)
+        };
+        while !is_back(&sender) {
+            sender.send(&[line("four")]).await;
+            sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!(read_line(&mut reader).await, "four");
+        let last = events.lock().unwrap().pop().unwrap();
+        assert!(matches!(last, LogEvent::Unsent { .. }), "{last:?}");
+    }
+
+    #[tokio::test]
+    async fn a_message_is_sent_again_until_it_is_answered() {
+        let (listener, address) = listener().await;
+        let (mut sender, _) = sender(Protocol::Fluentd(Fluentd {
+            endpoint: Endpoint::Tcp(address),
+            retry_wait: Duration::from_millis(1),
+            max_retries: 5,
+            sub_second_precision: false,
+            request_ack: true,
+            connects_later: false,
+            write_timeout: None,
+        }));
+        let receiver = async {
+            let mut asked = Vec::new();
+            for answers in ["", "of another", "right"] {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut bytes = vec![0; 4096];
+                let length = stream.read(&mut bytes).await.unwrap();
+                type Message = (String, u64, serde_json::Value, std::collections::BTreeMap<String, String>);
+                let message: Message = rmp_serde::from_slice(&bytes[..length]).unwrap();
+                let id = message.3["chunk"].clone();
+                if !answers.is_empty() {
+                    let ack = if answers == "right" { id.as_str() } else { answers };
+                    let answer = std::collections::BTreeMap::from([("ack", ack)]);
+                    stream.write_all(&rmp_serde::to_vec_named(&answer).unwrap()).await.unwrap();
+                }
+                asked.push(id);
+            }
+            asked
+        };
+        let message = [line("one")];
+        let (asked, ()) = tokio::join!(receiver, sender.send(&message));
+        assert_eq!(asked, [asked[0].as_str(); 3], "the same message");
+    }
+
+    #[tokio::test]
+    async fn connections_that_break_at_once_are_apart() {
+        let (_listener, address) = listener().await;
+        let (mut sender, _) = sender(syslog(Endpoint::Tcp(address)));
+        sender.connect().await.unwrap();
+        let first = sender.connected_at.unwrap();
+        sender.connection = None;
+        sender.connect().await.unwrap();
+        assert!(sender.connected_at.unwrap() - first >= CONNECT_INTERVAL);
+    }
+
+    #[tokio::test]
+    async fn a_line_too_large_for_its_socket_is_counted() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        let _socket = UnixDatagram::bind(&path).unwrap();
+        let (mut sender, events) = sender(syslog(Endpoint::UnixDatagram(HostPath::of_host(&path))));
+        sender.forwarding.container.tag = "x".repeat(1 << 20);
+        sender.send(&[line("one")]).await;
+        let told = events.lock().unwrap();
+        assert!(matches!(&told[..], [LogEvent::Unsent { lines: 1, .. }]), "{told:?}");
+    }
+
+    #[tokio::test]
+    async fn a_unix_socket_of_either_kind_is_reached() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        let (mut sender, events) = sender(syslog(Endpoint::Unix(HostPath::of_host(&path))));
+        sender.send(&[line("one")]).await;
+        let mut bytes = [0; 256];
+        let length = socket.recv(&mut bytes).await.unwrap();
+        assert!(bytes[..length].ends_with(b": one\n"));
+        assert!(events.lock().unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn an_entry_too_large_for_a_datagram_is_sent_in_a_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("journal");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        let (mut sender, events) = sender(Protocol::Journald);
+        let endpoint = Endpoint::UnixDatagram(HostPath::of_host(&path));
+        sender.connection = Some(endpoint.connect(&Reach::Anywhere).await.unwrap());
+        sender.forwarding.container.attributes.insert("large".to_owned(), "x".repeat(1 << 20));
+        sender.send(&[line("one")]).await;
+        assert!(events.lock().unwrap().is_empty());
+        let mut bytes = [0; 256];
+        assert_eq!(socket.recv(&mut bytes).await.unwrap(), 0, "the entry is in the file alone");
+    }
+}
