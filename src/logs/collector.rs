@@ -33,6 +33,11 @@ pub(crate) enum LogEvent {
     Resumed {
         stream: Stream,
     },
+    /// A stream's output is not in Nomad's log.
+    Discarded {
+        stream: Stream,
+        why: &'static str,
+    },
     SkippedFile(SkippedFile),
     /// A log receiver can't be reached.
     ReceiverUnreachable {
@@ -92,8 +97,8 @@ impl LogCollector {
         Ok(Self { streams, stopped, abandoned: CancellationToken::new() })
     }
 
-    /// Starts to send output from the reading ends of a task's pipes to a log receiver, if it is known, and to pass it on
-    /// to Nomad's log. As to the pipes' writers, see [`Self::start`].
+    /// Starts to send output from the reading ends of a task's pipes to a log receiver, if it is known, and to pass it
+    /// on to Nomad's log. As to the pipes' writers, see [`Self::start`].
     ///
     /// # Errors
     /// If the kernel can't notify about one of the pipes.
@@ -214,6 +219,13 @@ impl<F: Fn(LogEvent)> EventReporter<F> {
         if self.is_due(&why) {
             self.waits = true;
             (self.report)(LogEvent::Blocked { stream: self.stream, why });
+        }
+    }
+
+    pub(super) fn discards(&mut self, why: &'static str) {
+        if self.is_due(why) {
+            self.waits = true;
+            (self.report)(LogEvent::Discarded { stream: self.stream, why });
         }
     }
 

@@ -50,6 +50,8 @@ pub(super) enum Taken {
     Nothing,
     /// The destination has no room.
     Full,
+    /// The destination is a pipe that nobody reads.
+    Unread,
 }
 
 /// An entry that has the name of a log file but can't be written to.

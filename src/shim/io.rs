@@ -147,14 +147,12 @@ impl LogPaths {
         Ok([one(&self.stdout)?, one(&self.stderr)?])
     }
 
-    /// Opens stdout and stderr for writing, each if it has a pipe, whether or not anybody reads yet. A write to such a
-    /// pipe waits for its reader also where that is gone.
+    /// Opens stdout and stderr for writing, each if it has a pipe, whether or not anybody reads yet. They are not open
+    /// for reading, so that a write fails while nobody reads, rather than waits for nobody.
     ///
     /// # Errors
     /// Refuses a path that is not a named pipe, as [`Self::hold_open`] does.
     pub(crate) fn writers(&self) -> Result<[Option<OwnedFd>; 2], Error> {
-        let writer =
-            |path: &Path| open_pipe(path, OpenOptions::new().read(true).write(true)).map(OwnedFd::from);
         let one = |path| unless_disabled(path).map(writer).transpose();
         Ok([one(&self.stdout)?, one(&self.stderr)?])
     }
@@ -202,6 +200,16 @@ fn make_pipe(path: &Path) -> Result<(), Error> {
 
 fn reader(path: &Path) -> Result<OwnedFd, Error> {
     Ok(open_pipe(path, OpenOptions::new().read(true))?.into())
+}
+
+fn writer(path: &Path) -> Result<OwnedFd, Error> {
+    let place = find_pipe(path)?;
+    let open = |options: &mut OpenOptions| {
+        host_path::reopen(&place, options).map_err(Error::file("open the log pipe", path))
+    };
+    // An open for writing alone fails without a reader.
+    let _reader = open(OpenOptions::new().read(true))?;
+    Ok(open(OpenOptions::new().write(true))?.into())
 }
 
 /// Opens a named pipe by the descriptor that was checked, so that nothing else is opened, not even for a moment.
@@ -417,6 +425,19 @@ mod tests {
         nowhere.check_writable_by(Path::new("/usr/bin/containerd-shim-runc-v2"), true).unwrap();
         let error = nowhere.check_writable_by(in_rust, true).unwrap_err().to_string();
         assert!(error.contains("tty") && error.contains("containerd_runtime"), "{error}");
+    }
+
+    #[test]
+    fn a_write_to_a_log_pipe_fails_while_nobody_reads() {
+        let directory = tempfile::tempdir().unwrap();
+        let logs = pipe_at(directory.path());
+        let [Some(writer), None] = logs.writers().unwrap() else { panic!("one stream has a pipe") };
+        let mut writer = File::from(writer);
+        for _ in 0..2 {
+            assert_eq!(writer.write_all(b"x").unwrap_err().kind(), ErrorKind::BrokenPipe);
+            let _readers = logs.readers().unwrap();
+            writer.write_all(b"x").unwrap();
+        }
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! A descriptor by which the kernel notifies, awaited asynchronously: it becomes readable or writable, or, for a file of a cgroup,
-//! has a priority event. Knows nothing of what is notified.
+//! A descriptor by which the kernel notifies, awaited asynchronously: it becomes readable or writable, or, for a file
+//! of a cgroup, has a priority event. Knows nothing of what is notified.
 //!
 //! Source of the facts: poll(2), Linux `fs/kernfs/file.c`.
 

@@ -166,6 +166,10 @@ impl TaskEvents {
                     &stream(of.name()),
                 );
             }
+            LogEvent::Discarded { stream: of, why } => self.tell(
+                format!("The task's {} is not written to its log: {why}", of.name()),
+                &stream(of.name()),
+            ),
             LogEvent::SkippedFile(SkippedFile { path, why }) => {
                 let path = path.display().to_string();
                 self.tell(format!("The log file {path} is skipped: {why}"), &[("path", path)]);

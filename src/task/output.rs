@@ -22,8 +22,8 @@ use crate::shim::{self, Bundle, DEV_NULL, HeldPipes, LogPaths};
 use crate::sys::blocking;
 use crate::sys::error_chain::Chained;
 
-/// Limits of the log files that a plugin which knows no log receivers writes after a downgrade, where Nomad collects the
-/// output or nobody does.
+/// Limits of the log files that a plugin which knows no log receivers writes after a downgrade, where Nomad collects
+/// the output or nobody does.
 const AFTER_DOWNGRADE: Limits = Limits { max_files: 10, max_file_bytes: 10 << 20 };
 /// Pause between retries of collecting a recovered task's output.
 const TRIED_AGAIN: Duration = Duration::from_secs(5);
@@ -134,10 +134,8 @@ impl Output {
     /// # Errors
     /// Names the path that is no pipe.
     pub(super) async fn open_nomads(&self) -> Result<Vec<OwnedFd>> {
-        let Some(pipes) = self.nomads_pipes.clone() else { return Ok(Vec::new()) };
-        let place = pipes.stdout.clone();
-        let open = move || Ok(pipes.writers()?.into_iter().flatten().collect());
-        off_thread(&place, "the task's log pipes", open).await
+        let Some(pipes) = &self.nomads_pipes else { return Ok(Vec::new()) };
+        Ok(writers(pipes).await?.into_iter().map(|(_, pipe)| pipe).collect())
     }
 
     /// Checks that the log receiver can be reached, if there is one.

@@ -51,8 +51,8 @@ pub(super) struct DriverState {
     pub(super) started_at: SystemTime,
     pub(super) logs: LogPaths,
     /// Log files that the driver itself writes the output to; `None` if somebody else reads the pipes. It is there for
-    /// each task with a log receiver: after a downgrade, a plugin that knows no receivers reads the task's pipes by it, so
-    /// that the task doesn't wait for a reader.
+    /// each task with a log receiver: after a downgrade, a plugin that knows no receivers reads the task's pipes by it,
+    /// so that the task doesn't wait for a reader.
     #[serde(default)]
     pub(super) collected: Option<Target>,
     pub(super) cgroup: Cgroup,

@@ -157,8 +157,13 @@ mod tests {
     #[test]
     fn a_time_with_nanoseconds_is_an_extension() {
         let (message, _) = fluentd(true, false).message(&line(None), &container());
-        let expected =
-            [&[0x93, 0xa3][..], b"web", &[0xd7, 0], &1_700_000_000_u32.to_be_bytes(), &7_u32.to_be_bytes()];
+        let expected = [
+            &[0x93_u8, 0xa3][..],
+            b"web",
+            &[0xd7, 0],
+            &1_700_000_000_u32.to_be_bytes(),
+            &7_u32.to_be_bytes(),
+        ];
         assert!(message.starts_with(&expected.concat()), "{message:?}");
     }
 

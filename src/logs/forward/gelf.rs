@@ -38,17 +38,12 @@ pub(crate) enum Compression {
 
 impl Gelf {
     /// Returns the bytes of a line for a stream, or its datagrams: none for an empty line, which docker doesn't send
-    /// either. `None` if the line is too large for the protocol.
-    pub(super) fn frames(
-        &self,
-        line: &Line,
-        container: &ContainerFields,
-        host: &str,
-    ) -> Option<Vec<Vec<u8>>> {
+    /// either. `None` if the line is too large for the protocol. `constant` is what [`constant`] returned.
+    pub(super) fn frames(&self, line: &Line, constant: &str) -> Option<Vec<Vec<u8>>> {
         if line.text.is_empty() {
             return Some(Vec::new());
         }
-        let mut message = message(line, container, host).to_string().into_bytes();
+        let mut message = message(line, constant).into_bytes();
         if matches!(self.endpoint, Endpoint::Udp(_)) {
             let mut id = [0; 8];
             // A kernel without random numbers gives 0; ids differ by chance alone.
@@ -61,8 +56,18 @@ impl Gelf {
     }
 }
 
-fn message(line: &Line, container: &ContainerFields, host: &str) -> Value {
+fn message(line: &Line, constant: &str) -> String {
     let since_epoch = line.at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let own = json!({
+        "short_message": String::from_utf8_lossy(&line.text),
+        "timestamp": since_epoch.as_secs_f64(),
+        "level": if line.stream == Stream::Stderr { ERR } else { INFO },
+    });
+    format!("{{{constant},{}}}", members(&own))
+}
+
+/// Returns the fields that are the same in each line's message, as JSON without the braces around it.
+pub(super) fn constant(container: &ContainerFields, host: &str) -> String {
     let mut fields = Map::new();
     for (key, text) in &container.attributes {
         let key = if key.starts_with('_') { key.clone() } else { format!("_{key}") };
@@ -82,9 +87,6 @@ fn message(line: &Line, container: &ContainerFields, host: &str) -> Value {
     let own = json!({
         "version": "1.1",
         "host": host,
-        "short_message": String::from_utf8_lossy(&line.text),
-        "timestamp": since_epoch.as_secs_f64(),
-        "level": if line.stream == Stream::Stderr { ERR } else { INFO },
         "_container_id": id,
         "_container_name": name,
         "_image_id": image_id,
@@ -101,7 +103,13 @@ fn message(line: &Line, container: &ContainerFields, host: &str) -> Value {
             }
         }
     }
-    Value::Object(fields)
+    members(&Value::Object(fields))
+}
+
+/// Returns the members of an object as JSON, without the braces around them.
+fn members(object: &Value) -> String {
+    let json = object.to_string();
+    json.strip_prefix('{').and_then(|json| json.strip_suffix('}')).unwrap_or_default().to_owned()
 }
 
 fn compressed(message: Vec<u8>, compression: Compression) -> Vec<u8> {
@@ -133,7 +141,7 @@ fn chunks(message: &[u8], id: [u8; 8]) -> Option<Vec<Vec<u8>>> {
     }
     let chunk = |(number, part): (usize, &[u8])| {
         let numbers = [number, count].map(|number| u8::try_from(number).unwrap_or(u8::MAX));
-        [&[0x1e, 0x0f][..], &id, &numbers, part].concat()
+        [&[0x1e_u8, 0x0f][..], &id, &numbers, part].concat()
     };
     Some(parts.enumerate().map(chunk).collect())
 }
@@ -149,6 +157,10 @@ mod tests {
         Gelf { endpoint, compression, max_reconnect: 3, reconnect_delay: Duration::from_secs(1) }
     }
 
+    fn of_task() -> String {
+        constant(&container(), "node")
+    }
+
     fn line(text: &[u8]) -> Line {
         let at = SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_250);
         Line { stream: Stream::Stderr, text: text.to_owned(), at, part: None }
@@ -157,7 +169,7 @@ mod tests {
     #[test]
     fn a_message_has_docker_s_fields() {
         let gelf = gelf(Endpoint::Tcp("a:1".to_owned()), Compression::Nothing);
-        let frames = gelf.frames(&line(b"hi \xff"), &container(), "node").unwrap();
+        let frames = gelf.frames(&line(b"hi \xff"), &of_task()).unwrap();
         let (last, json) = frames[0].split_last().unwrap();
         assert_eq!((frames.len(), *last), (1, 0));
         let message: Value = serde_json::from_slice(json).unwrap();
@@ -169,15 +181,13 @@ mod tests {
             "_team": "a",
         });
         assert_eq!(message, expected);
-        assert_eq!(gelf.frames(&line(b""), &container(), "node"), Some(Vec::new()));
+        assert_eq!(gelf.frames(&line(b""), &of_task()), Some(Vec::new()));
     }
 
     #[test]
     fn datagrams_are_compressed() {
         let udp = || Endpoint::Udp("a:1".to_owned());
-        let of = |compression| {
-            gelf(udp(), compression).frames(&line(b"hi"), &container(), "node").unwrap().concat()
-        };
+        let of = |compression| gelf(udp(), compression).frames(&line(b"hi"), &of_task()).unwrap().concat();
         let (plain, gzip, zlib) =
             (of(Compression::Nothing), of(Compression::Gzip(1)), of(Compression::Zlib(9)));
         let (mut from_gzip, mut from_zlib) = (Vec::new(), Vec::new());

@@ -23,56 +23,70 @@ const INFO: &str = "6";
 /// The journal's maximum length of a field's name.
 const MAX_NAME_BYTES: usize = 64;
 /// Fields that systemd's own tools trust, and what their names begin with; the journal ignores those with an underscore
-/// first. The last are of lines in parts.
-const OTHERS: [&str; 5] = ["UNIT", "USER_UNIT", "MESSAGE_ID", "INVOCATION_ID", "USER_INVOCATION_ID"];
+/// first. By syslog's fields an entry gets into other logs of the host's, such as that of its logins. The last prefix is
+/// of lines in parts.
+const OTHERS: [&str; 8] = [
+    "UNIT",
+    "USER_UNIT",
+    "MESSAGE_ID",
+    "INVOCATION_ID",
+    "USER_INVOCATION_ID",
+    "SYSLOG_FACILITY",
+    "SYSLOG_PID",
+    "SYSLOG_RAW",
+];
 const OTHERS_PREFIXES: [&str; 4] = ["_", "OBJECT_", "COREDUMP_", "CONTAINER_PARTIAL_"];
 
-/// Returns the entry of a line. `epoch` and `ordinal` are the sender's id and the line's number by it.
-pub(super) fn entry(line: &Line, container: &ContainerFields, epoch: &str, ordinal: u64) -> Vec<u8> {
+/// The fields that are each line's own.
+const OF_LINES: [&str; 4] = ["SYSLOG_TIMESTAMP", "CONTAINER_LOG_ORDINAL", "PRIORITY", "MESSAGE"];
+
+/// Returns the fields that are the same in each line's entry. `epoch` is the sender's id.
+pub(super) fn constant(container: &ContainerFields, epoch: &str) -> Vec<u8> {
     let ContainerFields { id, short_id, name, image_name, tag, attributes, .. } = container;
-    let at = humantime::format_rfc3339_nanos(line.at).to_string();
-    let number = ordinal.to_string();
     let mut fields = BTreeMap::from([
         ("CONTAINER_ID", short_id.as_str()),
-        ("CONTAINER_ID_FULL", id),
-        ("CONTAINER_NAME", name),
-        ("CONTAINER_TAG", tag),
-        ("IMAGE_NAME", image_name),
-        ("SYSLOG_IDENTIFIER", tag),
-        ("SYSLOG_TIMESTAMP", &at),
+        ("CONTAINER_ID_FULL", id.as_str()),
+        ("CONTAINER_NAME", name.as_str()),
+        ("CONTAINER_TAG", tag.as_str()),
+        ("IMAGE_NAME", image_name.as_str()),
+        ("SYSLOG_IDENTIFIER", tag.as_str()),
         ("CONTAINER_LOG_EPOCH", epoch),
-        ("CONTAINER_LOG_ORDINAL", &number),
     ]);
     let attributes: Vec<_> =
         attributes.iter().filter_map(|(key, value)| Some((field_name(key)?, value))).collect();
     for (key, value) in &attributes {
         // What the driver says of the container is no job's to change.
-        fields.entry(key).or_insert(value);
+        fields.entry(key.as_str()).or_insert(value.as_str());
     }
-    let part_number;
+    let mut constant = Vec::new();
+    for (key, value) in fields.into_iter().filter(|(key, _)| !OF_LINES.contains(key)) {
+        write_field(&mut constant, key, value.as_bytes());
+    }
+    constant
+}
+
+/// Returns the entry of a line. `constant` is what [`constant`] returned, `ordinal` the line's number by its sender.
+pub(super) fn entry(line: &Line, constant: &[u8], ordinal: u64) -> Vec<u8> {
+    let mut entry = Vec::with_capacity(constant.len() + line.text.len() + 512);
+    entry.extend_from_slice(constant);
+    let mut write = |key: &str, value: &[u8]| write_field(&mut entry, key, value);
+    write("SYSLOG_TIMESTAMP", humantime::format_rfc3339_nanos(line.at).to_string().as_bytes());
+    write("CONTAINER_LOG_ORDINAL", ordinal.to_string().as_bytes());
     if let Some(Part { line_id, ordinal, is_last }) = &line.part {
-        part_number = ordinal.to_string();
-        fields.extend([
-            ("CONTAINER_PARTIAL_ID", line_id.as_str()),
-            ("CONTAINER_PARTIAL_ORDINAL", &part_number),
-            ("CONTAINER_PARTIAL_LAST", if *is_last { "true" } else { "false" }),
-        ]);
+        write("CONTAINER_PARTIAL_ID", line_id.as_bytes());
+        write("CONTAINER_PARTIAL_ORDINAL", ordinal.to_string().as_bytes());
+        write("CONTAINER_PARTIAL_LAST", if *is_last { b"true" } else { b"false" });
         if !is_last {
-            fields.insert("CONTAINER_PARTIAL_MESSAGE", "true");
+            write("CONTAINER_PARTIAL_MESSAGE", b"true");
         }
     }
-    fields.insert("PRIORITY", if line.stream == Stream::Stderr { ERR } else { INFO });
-    fields.remove("MESSAGE");
-    let mut entry = Vec::with_capacity(line.text.len() + 512);
-    for (key, value) in fields {
-        write_field(&mut entry, key, value.as_bytes());
-    }
-    write_field(&mut entry, "MESSAGE", &line.text);
+    write("PRIORITY", if line.stream == Stream::Stderr { ERR } else { INFO }.as_bytes());
+    write("MESSAGE", &line.text);
     entry
 }
 
-/// Returns an attribute's name in the letters of a field's: capitals, digits and underscores, with a letter first. `None`
-/// if it has none, or is a field by which tools find the entries of a unit or of a kind.
+/// Returns an attribute's name in the letters of a field's: capitals, digits and underscores, with a letter first.
+/// `None` if it has none, or is a field by which tools find the entries of a unit or of a kind.
 fn field_name(key: &str) -> Option<String> {
     let letter = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };
     let name: String =
@@ -133,7 +147,7 @@ mod tests {
 
     #[test]
     fn an_entry_has_docker_s_fields() {
-        let text = String::from_utf8(entry(&line("hi", None), &container(), "e", 4)).unwrap();
+        let text = String::from_utf8(entry(&line("hi", None), &constant(&container(), "e"), 4)).unwrap();
         let mut lines: Vec<_> = text.lines().collect();
         lines.sort_unstable();
         assert_eq!(
@@ -154,7 +168,8 @@ mod tests {
             ]
         );
         let part = Part { line_id: "x".to_owned(), ordinal: 1, is_last: false };
-        let text = String::from_utf8(entry(&line("hi", Some(part)), &container(), "e", 4)).unwrap();
+        let text =
+            String::from_utf8(entry(&line("hi", Some(part)), &constant(&container(), "e"), 4)).unwrap();
         assert!(
             text.contains("CONTAINER_PARTIAL_ID=x\n") && text.contains("CONTAINER_PARTIAL_MESSAGE=true\n")
         );
@@ -185,6 +200,9 @@ mod tests {
             "Coredump.Unit",
             "message-id",
             "container_partial_last",
+            "syslog_facility",
+            "Syslog-PID",
+            "syslog.raw",
         ] {
             assert_eq!(field_name(others), None, "{others}");
         }
@@ -193,7 +211,7 @@ mod tests {
             [("message", "forged"), ("Priority", "0"), ("container-name", "forged"), ("--", "x")]
                 .map(|(key, value)| (key.to_owned(), value.to_owned()))
                 .into();
-        let text = String::from_utf8(entry(&line("hi", None), &container, "e", 1)).unwrap();
+        let text = String::from_utf8(entry(&line("hi", None), &constant(&container, "e"), 1)).unwrap();
         assert!(
             !text.contains("forged") && text.contains("PRIORITY=3\n") && !text.contains("PRIORITY=0"),
             "{text}"

@@ -43,9 +43,9 @@ impl Splitter {
         Self { stream, open: None, new_id }
     }
 
-    /// Splits lines off `head`, the output that waits, and returns them with the number of bytes that they are made from:
-    /// all up to [`MAX_LINES`]. The rest is an unfinished line: it is split off as a part if it is too long, or if `no_more` can be
-    /// seen of it.
+    /// Splits lines off `head`, the output that waits, and returns them with the number of bytes that they are made
+    /// from: all up to [`MAX_LINES`]. The rest is an unfinished line: it is split off as a part if it is too long, or if
+    /// `no_more` can be seen of it.
     pub(super) fn split(&mut self, head: &[u8], no_more: bool, at: SystemTime) -> (Vec<Line>, usize) {
         let (mut lines, mut taken) = (Vec::new(), 0);
         while lines.len() < MAX_LINES {
@@ -150,7 +150,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_byte_is_lost_wherever_output_is_cut(text in "[ab\n]{0,200}", cuts in prop::collection::vec(1..20_usize, 1..40)) {
+        fn no_byte_is_lost_wherever_output_is_cut(
+            text in "[ab\n]{0,200}",
+            cuts in prop::collection::vec(1..20_usize, 1..40),
+        ) {
             let (mut splitter, mut all, mut from, mut seen) = (splitter(), Vec::new(), 0, 0);
             for cut in cuts {
                 seen = (seen + cut).min(text.len());

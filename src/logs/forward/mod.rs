@@ -15,6 +15,7 @@ mod lines;
 mod outlet;
 mod queue;
 mod reach;
+mod render;
 mod reports;
 mod resolver;
 mod runner;

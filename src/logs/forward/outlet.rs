@@ -1,5 +1,5 @@
-//! The way of forwarded output on to Nomad's logs: out of the task's pipe into the log files that the driver writes, the
-//! pipe that Nomad's collector reads, or nowhere. Blocking, but for the waits: not for an async thread.
+//! The way of forwarded output on to Nomad's logs: out of the task's pipe into the log files that the driver writes,
+//! the pipe that Nomad's collector reads, or nowhere. Blocking, but for the waits: not for an async thread.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::pipe::{SpliceFlags, splice};
 
 use crate::logs::sink::{Sink, SkippedFile, Taken};
@@ -75,11 +75,15 @@ impl Outlet {
                             if rustix::io::ioctl_fionread(pipe).map_err(failed)? == 0 {
                                 return Ok(Taken::Nothing);
                             }
+                            if is_unread(nomads.as_fd()).map_err(failed)? {
+                                return Ok(Taken::Unread);
+                            }
                             if !has_room(nomads.as_fd()).map_err(failed)? {
                                 return Ok(Taken::Full);
                             }
                         }
                         Err(Errno::INTR) => {}
+                        Err(Errno::PIPE) => return Ok(Taken::Unread),
                         Err(error) => return Err(failed(error)),
                     }
                 }
@@ -87,8 +91,8 @@ impl Outlet {
             }
             Self::Nothing => {
                 let mut discarded = vec![0; length.min(DISCARD_BYTES)];
-                match rustix::io::read(pipe, &mut discarded[..]) {
-                    Ok(0) | Err(Errno::AGAIN | Errno::INTR) => Ok(Taken::Nothing),
+                match retry_on_intr(|| rustix::io::read(pipe, &mut discarded[..])) {
+                    Ok(0) | Err(Errno::AGAIN) => Ok(Taken::Nothing),
                     Ok(taken) => Ok(Taken::Bytes(taken as u64)),
                     Err(error) => Err(failed(error)),
                 }
@@ -112,10 +116,13 @@ impl Outlet {
         }
     }
 
-    /// Waits until Nomad's collector has read all that was passed on to it.
+    /// Waits until Nomad's collector has read all that was passed on to it, or is gone.
     pub(super) async fn drained(&self) {
         if let Self::Pipe(pipe) = self {
-            while rustix::io::ioctl_fionread(pipe.as_fd()).is_ok_and(|waiting| waiting > 0) {
+            let waits = |pipe: BorrowedFd<'_>| {
+                Ok::<_, Errno>(rustix::io::ioctl_fionread(pipe)? > 0 && !is_unread(pipe)?)
+            };
+            while waits(pipe.as_fd()).is_ok_and(|waits| waits) {
                 tokio::time::sleep(POLL_INTERVAL).await;
             }
         }
@@ -128,9 +135,18 @@ pub(super) async fn room(pipe: Option<&KernelFd>) -> Option<Ready<'_>> {
 }
 
 fn has_room(pipe: BorrowedFd<'_>) -> Result<bool, Errno> {
-    let mut polled = [PollFd::new(&pipe, PollFlags::OUT)];
-    poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
-    Ok(polled[0].revents().contains(PollFlags::OUT))
+    Ok(events(pipe, PollFlags::OUT)?.contains(PollFlags::OUT))
+}
+
+/// Returns whether nobody has a pipe open for reading.
+fn is_unread(pipe: BorrowedFd<'_>) -> Result<bool, Errno> {
+    Ok(events(pipe, PollFlags::empty())?.contains(PollFlags::ERR))
+}
+
+fn events(pipe: BorrowedFd<'_>, asked: PollFlags) -> Result<PollFlags, Errno> {
+    let mut polled = [PollFd::new(&pipe, asked)];
+    retry_on_intr(|| poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })))?;
+    Ok(polled[0].revents())
 }
 
 #[cfg(test)]
@@ -159,5 +175,20 @@ mod tests {
         while matches!(take(&mut outlet, 1), Taken::Bytes(_)) {}
         assert_eq!(take(&mut outlet, 1), Taken::Nothing);
         assert_eq!(take(&mut Outlet::Nothing, 1), Taken::Nothing);
+    }
+
+    #[tokio::test]
+    async fn a_pipe_that_nobody_reads_is_told_from_a_full_one() {
+        let (source, writer) = pipe_with(PipeFlags::NONBLOCK).unwrap();
+        let (nomads, into) = pipe_with(PipeFlags::NONBLOCK).unwrap();
+        let mut outlet = Outlet::Pipe(Arc::new(KernelFd::writable(into).unwrap()));
+        let mut take = || {
+            write(&writer, b"x").unwrap();
+            outlet.take(source.as_fd(), 1).unwrap()
+        };
+        while take() != Taken::Full {}
+        drop(nomads);
+        assert_eq!(take(), Taken::Unread);
+        outlet.drained().await;
     }
 }

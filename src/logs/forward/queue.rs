@@ -3,14 +3,13 @@
 
 use std::sync::{Arc, LazyLock};
 
-use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::lines::Line;
-use super::sender::Sender;
 
 /// What a line takes beside its text.
 const LINE_OVERHEAD_BYTES: usize = 128;
-/// Maximum number of lines that are sent at once.
+/// Maximum number of lines that are taken out at once.
 const BATCH_LINES: usize = 256;
 /// Maximum size of the buffers of all tasks: they are memory of the plugin's.
 const ALL_BYTES: usize = 256 << 20;
@@ -30,8 +29,6 @@ pub(super) struct Queue {
 /// The end of the buffer that lines are sent from.
 pub(super) struct QueueEnd {
     lines: mpsc::UnboundedReceiver<Waiting>,
-    /// Number of lines that are out of the buffer and on their way.
-    sending: usize,
     /// The buffer's part of all.
     _part: OwnedSemaphorePermit,
 }
@@ -46,7 +43,7 @@ fn within(bytes: u64, all: &Arc<Semaphore>) -> Option<(Queue, QueueEnd)> {
     let size = usize::try_from(bytes).ok()?;
     let (lines, end) = mpsc::unbounded_channel();
     let queue = Queue { lines, room: Arc::new(Semaphore::new(size)), size };
-    Some((queue, QueueEnd { lines: end, sending: 0, _part: part }))
+    Some((queue, QueueEnd { lines: end, _part: part }))
 }
 
 impl Queue {
@@ -65,20 +62,12 @@ impl Queue {
 }
 
 impl QueueEnd {
-    /// Sends the lines until nobody adds any more, and none is left.
-    pub(super) async fn drain(&mut self, sender: Arc<Mutex<Sender>>) {
+    /// Returns the next lines, with their room in the buffer, which is free once it is dropped. `None` once nobody adds
+    /// any more, and none is left.
+    pub(super) async fn next(&mut self) -> Option<(Vec<Line>, Vec<OwnedSemaphorePermit>)> {
         let mut batch = Vec::new();
-        while self.lines.recv_many(&mut batch, BATCH_LINES).await > 0 {
-            let (lines, _room): (Vec<_>, Vec<_>) = batch.drain(..).unzip();
-            self.sending = lines.len();
-            sender.lock().await.send(&lines).await;
-            self.sending = 0;
-        }
-    }
-
-    /// Returns the number of lines that are not sent.
-    pub(super) fn left(&self) -> u64 {
-        (self.lines.len() + self.sending) as u64
+        let count = self.lines.recv_many(&mut batch, BATCH_LINES).await;
+        (count > 0).then(|| batch.into_iter().unzip())
     }
 }
 
@@ -97,7 +86,7 @@ mod tests {
     fn a_line_that_does_not_fit_is_dropped() {
         let (queue, mut end) = new(1000).unwrap();
         assert_eq!(queue.push(vec![line(372), line(372), line(1)]), 1);
-        assert_eq!(end.left(), 2);
+        assert_eq!(end.lines.len(), 2);
         drop(end.lines.try_recv().unwrap());
         assert_eq!(queue.push(vec![line(1)]), 0, "there is room again");
     }

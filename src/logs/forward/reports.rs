@@ -1,5 +1,5 @@
-//! What is told of a log receiver: that it is lost or back, and how many lines it doesn't get, for whatever reason. Each
-//! is told at most once in an interval, and of lines all are told at the end.
+//! What is told of a log receiver: that it is lost or back, and how many lines it doesn't get, for whatever reason.
+//! Each is told at most once in an interval, and of lines all are told at the end.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -19,14 +19,17 @@ pub(super) enum Loss {
     BufferFull,
     /// The task's end doesn't wait for the receiver any longer.
     Abandoned,
+    /// The receiver's address is gone.
+    Unknown,
 }
 
 /// The reasons in words, in the order of [`Loss`].
-const REASONS: [&str; 4] = [
+const REASONS: [&str; 5] = [
     "while it was not reached",
     "too large for its protocol",
     "beyond its buffer (max-buffer-size)",
     "not taken before the task's end",
+    "as its address is gone",
 ];
 
 pub(super) struct Reports {

@@ -4,25 +4,28 @@
 use std::collections::HashSet;
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use chrono::Local;
 use futures::FutureExt;
 use serde::Deserialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{UdpSocket, UnixDatagram};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::endpoint::{ByteStream, Connection};
 use super::fluentd::Ack;
-use super::lines::{Line, new_id};
+use super::lines::Line;
+use super::render::{Packet, Renderer};
 use super::reports::{Loss, Reports};
 use super::{Forwarding, Protocol, ReceiverError, journald};
+use crate::logs::WriterPool;
 use crate::sys::error_chain::Chained;
 
-/// Minimum number of bytes that are written at once, where as much waits.
-const BATCH_BYTES: usize = 64 << 10;
+/// Maximum number of bytes that are rendered, and perhaps compressed, on an async thread.
+const INLINE_BYTES: usize = 4 << 10;
 /// Minimum time between two connections, whatever breaks them.
 const CONNECT_INTERVAL: Duration = Duration::from_millis(100);
 /// Pause before a receiver is connected to again that has used up its attempts. It doubles each time that such a
@@ -34,21 +37,14 @@ const MAX_WAIT: Duration = Duration::from_secs(60);
 const MAX_ACK_BYTES: usize = 1024;
 const MAX_ACK_DEPTH: usize = 8;
 
-/// A line in the form of its protocol.
-pub(super) struct Packet {
-    /// One for a stream, datagrams otherwise.
-    frames: Vec<Vec<u8>>,
-    /// Id that the receiver is to answer with.
-    ack: Option<String>,
-}
-
 pub(super) struct Sender {
     forwarding: Forwarding,
-    /// The host's name.
-    host: String,
-    /// Id of this sender, and number of the lines that it has sent, by which the journal puts them in order.
-    epoch: String,
+    renderer: Arc<Renderer>,
+    pool: WriterPool,
+    /// Number of the next line.
     ordinal: u64,
+    /// Number of lines of the current call that are neither sent nor given up.
+    unsent: Arc<AtomicU64>,
     connection: Option<Connection>,
     connected_at: Option<Instant>,
     /// Connects to a receiver that has used up its attempts. Its lines are given up meanwhile.
@@ -59,15 +55,14 @@ pub(super) struct Sender {
 }
 
 impl Sender {
-    pub(super) fn new(forwarding: &Forwarding, reports: Arc<Reports>) -> Self {
+    /// Returns a sender that renders large batches on the threads of `pool`.
+    pub(super) fn new(forwarding: &Forwarding, pool: &WriterPool, reports: Arc<Reports>) -> Self {
         Self {
             forwarding: forwarding.clone(),
-            host: nix::unistd::gethostname()
-                .ok()
-                .and_then(|name| name.into_string().ok())
-                .unwrap_or_default(),
-            epoch: new_id(),
-            ordinal: 0,
+            renderer: Arc::new(Renderer::new(forwarding)),
+            pool: pool.clone(),
+            ordinal: 1,
+            unsent: Arc::default(),
             connection: None,
             connected_at: None,
             reconnecting: None,
@@ -118,53 +113,57 @@ impl Sender {
         self.forwarding.protocol.endpoint().to_string()
     }
 
-    /// Sends lines, in order. Returns once they are sent or given up.
-    pub(super) async fn send(&mut self, lines: &[Line]) {
-        let mut rest = lines;
-        while !rest.is_empty() {
-            let (mut packets, mut bytes, mut count) = (Vec::new(), 0, 0);
-            for line in rest {
-                let packet = self.packet(line);
-                bytes += packet.frames.iter().map(Vec::len).sum::<usize>();
-                packets.push(packet);
-                count += 1;
-                if bytes >= BATCH_BYTES {
-                    break;
-                }
-            }
-            self.deliver(&packets).await;
-            rest = &rest[count..];
+    /// Sends lines, in order, until the receiver is abandoned. Returns once each is sent, or counted as lost.
+    pub(super) async fn send_until(&mut self, abandoned: &CancellationToken, lines: Vec<Line>) {
+        self.unsent.store(lines.len() as u64, Ordering::Relaxed);
+        let is_done = abandoned.run_until_cancelled(Box::pin(self.send(lines))).await.is_some();
+        if !is_done {
+            self.reports.lost(Loss::Abandoned, self.unsent.load(Ordering::Relaxed));
         }
     }
 
-    fn packet(&mut self, line: &Line) -> Packet {
-        self.ordinal += 1;
-        let Forwarding { protocol, container, .. } = &self.forwarding;
-        let (frames, ack) = match protocol {
-            Protocol::Journald => (vec![journald::entry(line, container, &self.epoch, self.ordinal)], None),
-            Protocol::Syslog(syslog) => {
-                (syslog.message(line, container, &self.host, Local::now()).into_iter().collect(), None)
-            }
-            Protocol::Fluentd(fluentd) => {
-                let (message, ack) = fluentd.message(line, container);
-                (vec![message], ack)
-            }
-            Protocol::Gelf(gelf) => {
-                let frames = gelf.frames(line, container, &self.host);
-                self.reports.lost(Loss::TooLarge, u64::from(frames.is_none()));
-                (frames.unwrap_or_default(), None)
-            }
-        };
-        Packet { frames, ack }
+    async fn send(&mut self, mut lines: Vec<Line>) {
+        while !lines.is_empty() {
+            let (count, bytes) = self.renderer.batch(&lines);
+            let rest = lines.split_off(count);
+            let packets = self.render(std::mem::replace(&mut lines, rest), bytes).await;
+            let unsent = Undelivered {
+                packets: &packets,
+                later: lines.len() as u64,
+                unsent: Arc::clone(&self.unsent),
+            };
+            self.deliver(unsent).await;
+        }
     }
 
-    async fn deliver(&mut self, packets: &[Packet]) {
+    /// Renders a batch, off the async threads if it takes its time.
+    async fn render(&mut self, lines: Vec<Line>, bytes: usize) -> Vec<Packet> {
+        let (first, count) = (self.ordinal, lines.len() as u64);
+        self.ordinal += count;
+        let (packets, too_large) = if bytes <= INLINE_BYTES {
+            self.renderer.render(&lines, first)
+        } else {
+            let renderer = Arc::clone(&self.renderer);
+            match self.pool.run(move || renderer.render(&lines, first), |_| ()).await {
+                Some(rendered) => rendered,
+                None => {
+                    tracing::error!("the rendering of a task's output for its log receiver panicked");
+                    (Vec::new(), count)
+                }
+            }
+        };
+        self.reports.lost(Loss::TooLarge, too_large);
+        packets
+    }
+
+    async fn deliver(&mut self, mut unsent: Undelivered<'_>) {
         let retries = self.forwarding.protocol.retries();
-        let (mut rest, mut wait, mut left) = (packets, retries.wait, retries.count);
+        let rest = &mut unsent.packets;
+        let (mut wait, mut left) = (retries.wait, retries.count);
         if let Some(reconnecting) = self.reconnecting.take() {
             if !reconnecting.is_finished() {
                 self.reconnecting = Some(reconnecting);
-                self.reports.lost(Loss::Unreachable, packets.len() as u64);
+                self.reports.lost(Loss::Unreachable, messages(std::mem::take(rest)));
                 return;
             }
             self.connection = reconnecting.await.ok();
@@ -172,7 +171,7 @@ impl Sender {
         }
         loop {
             let is_old = self.connection.is_some();
-            let Err(error) = self.attempt(&mut rest, retries.write_timeout).await else {
+            let Err(error) = self.attempt(rest, retries.write_timeout).await else {
                 self.next_pause = self.first_pause;
                 self.reports.reached(|| self.receiver());
                 return;
@@ -184,7 +183,7 @@ impl Sender {
             }
             self.reports.unreachable(left > 0, || error.chain().to_string());
             if left == 0 {
-                self.reports.lost(Loss::Unreachable, rest.len() as u64);
+                self.reports.lost(Loss::Unreachable, messages(std::mem::take(rest)));
                 self.reconnect();
                 return;
             }
@@ -197,19 +196,42 @@ impl Sender {
 
     async fn attempt(&mut self, rest: &mut &[Packet], limit: Duration) -> Result<(), ReceiverError> {
         self.connect().await?;
-        let mut lost = 0;
+        let (mut too_large, mut refused) = (0, 0);
         let sent = match &mut self.connection {
             None => Ok(()),
             Some(Connection::Stream(stream)) => send_stream(&mut **stream, rest, limit).await,
-            Some(Connection::Udp(socket)) => send_udp(socket, rest, limit, &mut lost).await,
+            Some(Connection::Udp(socket)) => {
+                send_udp(socket, rest, limit, &mut too_large, &mut refused).await
+            }
             Some(Connection::UnixDatagram(socket)) => {
                 let by_file = self.forwarding.protocol == Protocol::Journald;
-                send_unix(socket, rest, limit, by_file, &mut lost).await
+                send_unix(socket, rest, limit, by_file, &mut too_large).await
             }
         };
-        self.reports.lost(Loss::TooLarge, lost);
+        self.reports.lost(Loss::TooLarge, too_large);
+        self.reports.lost(Loss::Unreachable, refused);
         sent.map_err(|source| self.failed("send the output to", source))
     }
+}
+
+/// The packets of a batch that are not delivered yet. Dropped, also where the delivery is, it notes their number.
+struct Undelivered<'a> {
+    packets: &'a [Packet],
+    /// Number of lines of the same call that come after the batch.
+    later: u64,
+    unsent: Arc<AtomicU64>,
+}
+
+impl Drop for Undelivered<'_> {
+    fn drop(&mut self) {
+        self.unsent.store(messages(self.packets) + self.later, Ordering::Relaxed);
+    }
+}
+
+/// Returns the number of packets that something is to be sent of. Lines without text have nothing in some protocols, and
+/// those that are too large have nothing and are counted already.
+fn messages(packets: &[Packet]) -> u64 {
+    packets.iter().filter(|packet| !packet.frames.is_empty()).count() as u64
 }
 
 fn late(limit: Duration) -> io::Error {
@@ -291,16 +313,17 @@ async fn read_all_acks(stream: &mut dyn ByteStream, rest: &mut &[Packet]) -> io:
     }
 }
 
-/// Sends packets by UDP, and counts those that are too large. That nobody listens is known of the datagram before, at
-/// best, and changes nothing.
+/// Sends packets by UDP, and counts those that are too large, and those that the kernel doesn't send. That nobody listens
+/// is known of the datagram before, at best, which changes nothing.
 async fn send_udp(
     socket: &UdpSocket,
     rest: &mut &[Packet],
     limit: Duration,
-    lost: &mut u64,
+    too_large: &mut u64,
+    refused: &mut u64,
 ) -> io::Result<()> {
     while let Some(packet) = rest.first() {
-        let mut is_lost = false;
+        let (mut is_too_large, mut is_refused) = (false, false);
         for frame in &packet.frames {
             let sent = match send_datagram(socket, frame, limit).await {
                 Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
@@ -310,12 +333,13 @@ async fn send_udp(
             };
             match sent {
                 Ok(_) => {}
-                Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}
-                Err(error) if error.raw_os_error() == Some(nix::libc::EMSGSIZE) => is_lost = true,
+                Err(error) if error.kind() == ErrorKind::ConnectionRefused => is_refused = true,
+                Err(error) if error.raw_os_error() == Some(nix::libc::EMSGSIZE) => is_too_large = true,
                 Err(error) => return Err(error),
             }
         }
-        *lost += u64::from(is_lost);
+        *too_large += u64::from(is_too_large);
+        *refused += u64::from(is_refused && !is_too_large);
         *rest = &rest[1..];
     }
     Ok(())
@@ -331,7 +355,7 @@ async fn send_unix(
     rest: &mut &[Packet],
     limit: Duration,
     by_file: bool,
-    lost: &mut u64,
+    too_large: &mut u64,
 ) -> io::Result<()> {
     while let Some(packet) = rest.first() {
         let mut is_lost = false;
@@ -347,7 +371,7 @@ async fn send_unix(
                 Err(error) => return Err(error),
             }
         }
-        *lost += u64::from(is_lost);
+        *too_large += u64::from(is_lost);
         *rest = &rest[1..];
     }
     Ok(())
@@ -359,6 +383,7 @@ fn is_too_large(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::time::SystemTime;
 
     use tokio::io::{AsyncBufReadExt, BufReader};
@@ -376,11 +401,27 @@ mod tests {
 
     fn sender(protocol: Protocol) -> (Sender, Told) {
         let (reports, told) = kept();
-        (Sender::new(&forwarding(protocol), reports), told)
+        (Sender::new(&forwarding(protocol), &WriterPool::new().unwrap(), reports), told)
     }
 
     fn syslog(endpoint: Endpoint) -> Protocol {
         Protocol::Syslog(Syslog { endpoint, facility: 3, format: SyslogFormat::Local })
+    }
+
+    /// A message of fluentd's that asks for an answer.
+    type Message = (String, u64, serde_json::Value, BTreeMap<String, String>);
+
+    /// Returns a receiver of fluentd's protocol that is asked for answers.
+    fn asking(address: String) -> Protocol {
+        Protocol::Fluentd(Fluentd {
+            endpoint: Endpoint::Tcp(address),
+            retry_wait: Duration::from_millis(1),
+            max_retries: 5,
+            sub_second_precision: false,
+            request_ack: true,
+            connects_later: false,
+            write_timeout: None,
+        })
     }
 
     async fn listener() -> (TcpListener, String) {
@@ -399,18 +440,17 @@ mod tests {
     async fn a_connection_that_the_receiver_has_closed_is_renewed() {
         let (listener, address) = listener().await;
         let (mut sender, events) = sender(syslog(Endpoint::Tcp(address)));
-        sender.send(&[line("one"), line("two")]).await;
+        sender.send(vec![line("one"), line("two")]).await;
         let mut first = BufReader::new(listener.accept().await.unwrap().0);
         assert_eq!(
             (read_line(&mut first).await, read_line(&mut first).await),
             ("one".to_owned(), "two".to_owned())
         );
         drop(first);
-        let third = [line("three")];
         // A write may succeed until the close is noticed.
         let accepted = loop {
             let send = async {
-                sender.send(&third).await;
+                sender.send(vec![line("three")]).await;
                 sleep(Duration::from_millis(1)).await;
             };
             tokio::select! {
@@ -429,14 +469,14 @@ mod tests {
         (sender.first_pause, sender.next_pause) = (Duration::from_millis(1), Duration::from_millis(1));
         drop(listener);
         tokio::time::pause();
-        sender.send(&[line("one"), line("two")]).await;
+        sender.send(vec![line("one"), line("two")]).await;
         tokio::time::resume();
         let told = events.lock().unwrap().clone();
         assert!(matches!(
             &told[..],
             [LogEvent::ReceiverUnreachable { .. }, LogEvent::Unsent { lines: 2, .. }]
         ));
-        sender.send(&[line("three")]).await;
+        sender.send(vec![line("three")]).await;
         // The sender connects by itself.
         let listener = TcpListener::bind(address).await.unwrap();
         let mut reader = BufReader::new(listener.accept().await.unwrap().0);
@@ -445,7 +485,7 @@ mod tests {
             events.lock().unwrap().contains(&reached)
         };
         while !is_back(&sender) {
-            sender.send(&[line("four")]).await;
+            sender.send(vec![line("four")]).await;
             sleep(Duration::from_millis(1)).await;
         }
         assert_eq!(read_line(&mut reader).await, "four");
@@ -456,36 +496,59 @@ mod tests {
     #[tokio::test]
     async fn a_message_is_sent_again_until_it_is_answered() {
         let (listener, address) = listener().await;
-        let (mut sender, _) = sender(Protocol::Fluentd(Fluentd {
-            endpoint: Endpoint::Tcp(address),
-            retry_wait: Duration::from_millis(1),
-            max_retries: 5,
-            sub_second_precision: false,
-            request_ack: true,
-            connects_later: false,
-            write_timeout: None,
-        }));
+        let (mut sender, _) = sender(asking(address));
         let receiver = async {
             let mut asked = Vec::new();
             for answers in ["", "of another", "right"] {
                 let (mut stream, _) = listener.accept().await.unwrap();
-                let mut bytes = vec![0; 4096];
-                let length = stream.read(&mut bytes).await.unwrap();
-                type Message = (String, u64, serde_json::Value, std::collections::BTreeMap<String, String>);
-                let message: Message = rmp_serde::from_slice(&bytes[..length]).unwrap();
-                let id = message.3["chunk"].clone();
-                if !answers.is_empty() {
-                    let ack = if answers == "right" { id.as_str() } else { answers };
-                    let answer = std::collections::BTreeMap::from([("ack", ack)]);
-                    stream.write_all(&rmp_serde::to_vec_named(&answer).unwrap()).await.unwrap();
+                let id = read_id(&mut stream).await;
+                match answers {
+                    "" => {}
+                    "right" => answer(&mut stream, &id).await,
+                    other => answer(&mut stream, other).await,
                 }
                 asked.push(id);
             }
             asked
         };
-        let message = [line("one")];
-        let (asked, ()) = tokio::join!(receiver, sender.send(&message));
+        let (asked, ()) = tokio::join!(receiver, sender.send(vec![line("one")]));
         assert_eq!(asked, [asked[0].as_str(); 3], "the same message");
+    }
+
+    /// Returns the id of the first message of a connection.
+    async fn read_id(stream: &mut tokio::net::TcpStream) -> String {
+        let mut bytes = Vec::new();
+        loop {
+            stream.read_buf(&mut bytes).await.unwrap();
+            if let Ok(message) = rmp_serde::from_read::<_, Message>(&bytes[..]) {
+                return message.3["chunk"].clone();
+            }
+        }
+    }
+
+    async fn answer(stream: &mut tokio::net::TcpStream, id: &str) {
+        let answer = BTreeMap::from([("ack", id)]);
+        stream.write_all(&rmp_serde::to_vec_named(&answer).unwrap()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn of_lines_that_are_given_up_those_that_were_answered_are_not_counted() {
+        let (listener, address) = listener().await;
+        let (mut sender, events) = sender(asking(address));
+        let abandoned = CancellationToken::new();
+        let receiver = async {
+            let (mut first, _) = listener.accept().await.unwrap();
+            let id = read_id(&mut first).await;
+            answer(&mut first, &id).await;
+            answer(&mut first, "of another").await;
+            let (mut second, _) = listener.accept().await.unwrap();
+            assert_ne!(read_id(&mut second).await, id, "the first message is answered");
+            abandoned.cancel();
+        };
+        tokio::join!(receiver, sender.send_until(&abandoned, vec![line("one"), line("two")]));
+        drop(sender);
+        let told = events.lock().unwrap();
+        assert!(matches!(told.last(), Some(LogEvent::Unsent { lines: 1, .. })), "{told:?}");
     }
 
     #[tokio::test]
@@ -505,8 +568,10 @@ mod tests {
         let path = directory.path().join("log");
         let _socket = UnixDatagram::bind(&path).unwrap();
         let (mut sender, events) = sender(syslog(Endpoint::UnixDatagram(HostPath::of_host(&path))));
-        sender.forwarding.container.tag = "x".repeat(1 << 20);
-        sender.send(&[line("one")]).await;
+        let mut forwarding = sender.forwarding.clone();
+        forwarding.container.tag = "x".repeat(1 << 20);
+        sender.renderer = Arc::new(Renderer::new(&forwarding));
+        sender.send(vec![line("one")]).await;
         let told = events.lock().unwrap();
         assert!(matches!(&told[..], [LogEvent::Unsent { lines: 1, .. }]), "{told:?}");
     }
@@ -517,7 +582,7 @@ mod tests {
         let path = directory.path().join("log");
         let socket = UnixDatagram::bind(&path).unwrap();
         let (mut sender, events) = sender(syslog(Endpoint::Unix(HostPath::of_host(&path))));
-        sender.send(&[line("one")]).await;
+        sender.send(vec![line("one")]).await;
         let mut bytes = [0; 256];
         let length = socket.recv(&mut bytes).await.unwrap();
         assert!(bytes[..length].ends_with(b": one\n"));
@@ -532,8 +597,10 @@ mod tests {
         let (mut sender, events) = sender(Protocol::Journald);
         let endpoint = Endpoint::UnixDatagram(HostPath::of_host(&path));
         sender.connection = Some(endpoint.connect(&Reach::Anywhere).await.unwrap());
-        sender.forwarding.container.attributes.insert("large".to_owned(), "x".repeat(1 << 20));
-        sender.send(&[line("one")]).await;
+        let mut forwarding = sender.forwarding.clone();
+        forwarding.container.attributes.insert("large".to_owned(), "x".repeat(1 << 20));
+        sender.renderer = Arc::new(Renderer::new(&forwarding));
+        sender.send(vec![line("one")]).await;
         assert!(events.lock().unwrap().is_empty());
         let mut bytes = [0; 256];
         assert_eq!(socket.recv(&mut bytes).await.unwrap(), 0, "the entry is in the file alone");

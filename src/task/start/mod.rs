@@ -486,8 +486,8 @@ impl Start<'_> {
         Ok(Task::supervised(supervision, self.settings))
     }
 
-    /// Keeps what a log receiver is told of the container in the bundle, and tells of labels and variables that it isn't
-    /// told.
+    /// Keeps what a log receiver is told of the container in the bundle, and tells of labels and variables that it
+    /// isn't told.
     async fn record_receiver(&self, receiver: Option<Receiver>, spec: &Spec, image: &Image) -> Result<()> {
         let Some(receiver) = receiver else { return Ok(()) };
         let container = log_receiver::Container {
