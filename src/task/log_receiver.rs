@@ -108,8 +108,11 @@ impl Receiver {
                 reconnect_delay: gelf.reconnect_delay,
             }),
         };
-        let excepted = plugin.log_receivers.host_addresses.clone().filter(|_| is_jobs);
-        let reach = excepted.map_or(Reach::Anywhere, Reach::Beyond);
+        let reach = match plugin.log_receivers.host_addresses.clone() {
+            _ if !is_jobs => Reach::Operators,
+            Some(excepted) => Reach::Beyond(excepted),
+            None => Reach::Anywhere,
+        };
         Ok(Self { protocol, reach, options: options.clone() })
     }
 
@@ -119,9 +122,9 @@ impl Receiver {
     /// Names the receiver. A later start may find it.
     pub(super) async fn check(&self) -> Result<()> {
         self.protocol.check(&self.reach).await.map_err(|error| {
-            let is_refusal = error.is_refusal();
-            let doing = if is_refusal { "can't be used" } else { "does not answer" };
-            Error::refused(error, !is_refusal)
+            let is_forbidden = error.is_forbidden();
+            let doing = if is_forbidden { "can't be used" } else { "does not answer" };
+            Error::refused(error, !is_forbidden)
                 .context(format_args!("the log receiver of the task's logging block {doing}"))
         })
     }

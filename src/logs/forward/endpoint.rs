@@ -152,15 +152,16 @@ impl Endpoint {
 
 async fn udp(address: &str, reach: &Reach) -> io::Result<UdpSocket> {
     let mut failed = io::Error::from(ErrorKind::NotFound);
-    for to in reach.permitted(resolver::look_up(address).await?).await? {
+    for to in reach.permitted(resolver::look_up(address, reach.is_operators()).await?).await? {
         let any =
             if to.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };
-        let reach = async {
+        let connect = async {
             let socket = UdpSocket::bind(SocketAddr::new(any, 0)).await?;
             socket.connect(to).await?;
-            Ok(socket)
+            reach.check_connected(socket.local_addr()?, to)?;
+            Ok::<_, io::Error>(socket)
         };
-        match reach.await {
+        match connect.await {
             Ok(socket) => return Ok(socket),
             Err(error) => failed = error,
         }
@@ -170,10 +171,11 @@ async fn udp(address: &str, reach: &Reach) -> io::Result<UdpSocket> {
 
 async fn tcp(address: &str, reach: &Reach) -> io::Result<TcpStream> {
     let mut failed = io::Error::from(ErrorKind::NotFound);
-    for to in reach.permitted(resolver::look_up(address).await?).await? {
+    for to in reach.permitted(resolver::look_up(address, reach.is_operators()).await?).await? {
         // By a name, tokio would look it up on a thread that other work needs.
         match TcpStream::connect(to).await {
             Ok(stream) => {
+                reach.check_connected(stream.local_addr()?, to)?;
                 stream.set_nodelay(true)?;
                 return Ok(stream);
             }

@@ -32,12 +32,13 @@ pub(crate) use endpoint::{Endpoint, HostPath, TlsFiles};
 pub(crate) use fluentd::Fluentd;
 pub(crate) use gelf::{Compression, Gelf};
 pub(crate) use outlet::NomadLog;
+use reach::Forbidden;
 pub(crate) use reach::Reach;
 pub(super) use runner::start;
 pub(crate) use syslog::{Format as SyslogFormat, Syslog};
 
-/// A log receiver, and what it is told of the container. Serialized, so that the sending resumes after a restart; it has
-/// values of the task's environment.
+/// A log receiver, and what it is told of the container. Serialized, so that the sending resumes after a restart; it
+/// has values of the task's environment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Forwarding {
     pub protocol: Protocol,
@@ -119,17 +120,17 @@ impl Protocol {
         }
     }
 
-    /// Checks that the receiver can be reached, or, where a task may start without it, that it is not a forbidden one. A
-    /// receiver by UDP is only looked up.
+    /// Checks that the receiver can be reached, or, where a task may start without it, that it is not a forbidden one.
+    /// A receiver by UDP is only looked up.
     ///
     /// # Errors
     /// Names the receiver.
     pub(crate) async fn check(&self, reach: &Reach) -> Result<(), ReceiverError> {
-        if !self.must_answer_at_start() && *reach == Reach::Anywhere {
+        if !self.must_answer_at_start() && !matches!(reach, Reach::Beyond(_)) {
             return Ok(());
         }
         match self.connect(reach).await {
-            Err(error) if self.must_answer_at_start() || error.is_refusal() => Err(error),
+            Err(error) if self.must_answer_at_start() || error.is_forbidden() => Err(error),
             _ => Ok(()),
         }
     }
@@ -156,9 +157,9 @@ pub(crate) struct ReceiverError {
 }
 
 impl ReceiverError {
-    /// Returns whether the receiver may not be reached, or this driver may not reach it, which lasts.
-    pub(crate) fn is_refusal(&self) -> bool {
-        self.source.kind() == std::io::ErrorKind::PermissionDenied
+    /// Returns whether the operator doesn't let the receiver be reached, which lasts.
+    pub(crate) fn is_forbidden(&self) -> bool {
+        Forbidden::is_in(&self.source)
     }
 }
 

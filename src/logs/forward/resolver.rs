@@ -1,20 +1,24 @@
 //! Looks up the names of log receivers, on few threads of its own: a job chooses the name, a name server that doesn't
-//! answer holds a thread up, and such a thread can't be ended.
+//! answer holds a thread up, and such a thread can't be ended. The operator's receivers have threads that no job's name
+//! holds up, and names that were slow leave half of the others' to those that weren't.
 
 use std::collections::HashMap;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-/// Maximum number of look-ups at once.
+/// Maximum number of look-ups at once for jobs, of those the names that were slow before, and for the operator.
 const AT_ONCE: usize = 16;
-/// Time after which a look-up that fails counts as slow, and time for which its error then stands, so that the names of
-/// servers that don't answer leave threads to others.
+const SLOW_AT_ONCE: usize = 8;
+const OPERATORS_AT_ONCE: usize = 4;
+/// Time after which a look-up counts as slow, time for which its result then stands, and time for which its name counts
+/// as slow.
 const SLOW_AFTER: Duration = Duration::from_secs(2);
-const FAILURE_STANDS: Duration = Duration::from_secs(30);
+const RESULT_STANDS: Duration = Duration::from_secs(30);
+const STAYS_SLOW: Duration = Duration::from_secs(600);
 
 static RESOLVER: LazyLock<Resolver> =
     LazyLock::new(|| Resolver::new(|address| address.to_socket_addrs().map(Iterator::collect)));
@@ -27,12 +31,14 @@ type Found = Option<Result<Vec<SocketAddr>, String>>;
 ///
 /// # Errors
 /// When the name is not known, or no thread can be started.
-pub(super) async fn look_up(address: &str) -> io::Result<Vec<SocketAddr>> {
-    RESOLVER.look_up(address).await
+pub(super) async fn look_up(address: &str, is_operators: bool) -> io::Result<Vec<SocketAddr>> {
+    RESOLVER.look_up(address, is_operators).await
 }
 
 struct Resolver {
     threads: Arc<Semaphore>,
+    slow: Arc<Semaphore>,
+    operators: Arc<Semaphore>,
     names: Arc<Mutex<HashMap<String, Name>>>,
     look_up: Arc<LookUp>,
 }
@@ -40,29 +46,37 @@ struct Resolver {
 enum Name {
     /// A look-up is under way.
     Asked(watch::Receiver<Found>),
-    Failed {
-        at: Instant,
-        why: String,
-    },
+    /// The last look-up took long.
+    Slow { at: Instant, result: Result<Vec<SocketAddr>, String> },
 }
+
+/// The permits of one look-up.
+type Permits = (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>);
 
 impl Resolver {
     fn new(look_up: impl Fn(&str) -> io::Result<Vec<SocketAddr>> + Send + Sync + 'static) -> Self {
-        Self { threads: Arc::new(Semaphore::new(AT_ONCE)), names: Arc::default(), look_up: Arc::new(look_up) }
+        let semaphore = |permits| Arc::new(Semaphore::new(permits));
+        Self {
+            threads: semaphore(AT_ONCE),
+            slow: semaphore(SLOW_AT_ONCE),
+            operators: semaphore(OPERATORS_AT_ONCE),
+            names: Arc::default(),
+            look_up: Arc::new(look_up),
+        }
     }
 
-    async fn look_up(&self, address: &str) -> io::Result<Vec<SocketAddr>> {
+    async fn look_up(&self, address: &str, is_operators: bool) -> io::Result<Vec<SocketAddr>> {
         if let Ok(numeric) = address.parse() {
             return Ok(vec![numeric]);
         }
         let mut found = match self.known(address) {
-            Some(known) => known?,
+            Some(known) => known,
             None => {
-                let permit = Arc::clone(&self.threads).acquire_owned().await.map_err(io::Error::other)?;
+                let permits = self.permits(address, is_operators).await?;
                 // Another caller may have begun meanwhile.
                 match self.known(address) {
-                    Some(known) => known?,
-                    None => self.begin(address, permit)?,
+                    Some(known) => known,
+                    None => self.begin(address, permits)?,
                 }
             }
         };
@@ -70,44 +84,57 @@ impl Resolver {
         found.unwrap_or_else(|| Ok(Vec::new())).map_err(io::Error::other)
     }
 
-    /// Returns the look-up of a name that is under way, or the error of one that stands.
-    fn known(&self, address: &str) -> Option<io::Result<watch::Receiver<Found>>> {
-        let names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
-        match names.get(address)? {
-            Name::Asked(found) => Some(Ok(found.clone())),
-            Name::Failed { at, why } if at.elapsed() < FAILURE_STANDS => {
-                Some(Err(io::Error::other(why.clone())))
+    async fn permits(&self, address: &str, is_operators: bool) -> io::Result<Permits> {
+        let of = async |semaphore: &Arc<Semaphore>| {
+            Arc::clone(semaphore).acquire_owned().await.map_err(io::Error::other)
+        };
+        if is_operators {
+            return Ok((of(&self.operators).await?, None));
+        }
+        let is_slow = self.names().contains_key(address);
+        let slow = if is_slow { Some(of(&self.slow).await?) } else { None };
+        Ok((of(&self.threads).await?, slow))
+    }
+
+    fn names(&self) -> MutexGuard<'_, HashMap<String, Name>> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the look-up of a name that is under way, or one whose result stands.
+    fn known(&self, address: &str) -> Option<watch::Receiver<Found>> {
+        match self.names().get(address)? {
+            Name::Asked(found) => Some(found.clone()),
+            Name::Slow { at, result } if at.elapsed() < RESULT_STANDS => {
+                Some(watch::channel(Some(result.clone())).1)
             }
-            Name::Failed { .. } => None,
+            Name::Slow { .. } => None,
         }
     }
 
-    fn begin(&self, address: &str, permit: OwnedSemaphorePermit) -> io::Result<watch::Receiver<Found>> {
+    fn begin(&self, address: &str, permits: Permits) -> io::Result<watch::Receiver<Found>> {
         let (sender, found) = watch::channel(None);
         {
-            let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
-            names
-                .retain(|_, name| !matches!(name, Name::Failed { at, .. } if at.elapsed() >= FAILURE_STANDS));
+            let mut names = self.names();
+            names.retain(|_, name| !matches!(name, Name::Slow { at, .. } if at.elapsed() >= STAYS_SLOW));
             names.insert(address.to_owned(), Name::Asked(found.clone()));
         }
         let (names, look_up, name) = (Arc::clone(&self.names), Arc::clone(&self.look_up), address.to_owned());
         let work = move || {
-            let _permit = permit;
+            let _permits = permits;
             let began = Instant::now();
             let result = look_up(&name).map_err(|error| error.to_string());
             let mut names = names.lock().unwrap_or_else(PoisonError::into_inner);
-            match &result {
-                Err(why) if began.elapsed() >= SLOW_AFTER => {
-                    names.insert(name, Name::Failed { at: Instant::now(), why: why.clone() });
-                }
-                _ => drop(names.remove(&name)),
+            if began.elapsed() >= SLOW_AFTER {
+                names.insert(name, Name::Slow { at: Instant::now(), result: result.clone() });
+            } else {
+                names.remove(&name);
             }
             drop(names);
             sender.send_replace(Some(result));
         };
         let thread = std::thread::Builder::new().name("receiver-names".to_owned()).spawn(work);
         if let Err(error) = thread {
-            self.names.lock().unwrap_or_else(PoisonError::into_inner).remove(address);
+            self.names().remove(address);
             return Err(error);
         }
         Ok(found)
@@ -130,9 +157,9 @@ mod tests {
     #[tokio::test]
     async fn an_address_needs_no_look_up() {
         let resolver = Resolver::new(|_| Err(io::Error::other("asked")));
-        assert_eq!(resolver.look_up("192.0.2.7:1").await.unwrap(), [address(7)]);
-        assert!(resolver.look_up("[fd00::1]:1").await.is_ok());
-        assert_eq!(resolver.look_up("a:1").await.unwrap_err().to_string(), "asked");
+        assert_eq!(resolver.look_up("192.0.2.7:1", false).await.unwrap(), [address(7)]);
+        assert!(resolver.look_up("[fd00::1]:1", false).await.is_ok());
+        assert_eq!(resolver.look_up("a:1", false).await.unwrap_err().to_string(), "asked");
     }
 
     #[tokio::test]
@@ -148,13 +175,13 @@ mod tests {
             Ok(vec![address(1)])
         });
         for _ in 0..2 * AT_ONCE {
-            assert!(tokio::time::timeout(SOON, resolver.look_up("slow:1")).await.is_err());
+            assert!(tokio::time::timeout(SOON, resolver.look_up("slow:1", false)).await.is_err());
         }
         assert_eq!(resolver.threads.available_permits(), AT_ONCE - 1);
-        assert_eq!(resolver.look_up("other:1").await.unwrap(), [address(1)]);
+        assert_eq!(resolver.look_up("other:1", false).await.unwrap(), [address(1)]);
         assert_eq!(asked.load(Ordering::Relaxed), 2);
         drop(let_go);
-        assert_eq!(resolver.look_up("slow:1").await.unwrap(), [address(1)]);
+        assert_eq!(resolver.look_up("slow:1", false).await.unwrap(), [address(1)]);
     }
 
     #[tokio::test]
@@ -167,12 +194,51 @@ mod tests {
         });
         for number in 0..AT_ONCE {
             let name = format!("slow-{number}:1");
-            assert!(tokio::time::timeout(SOON, resolver.look_up(&name)).await.is_err());
+            assert!(tokio::time::timeout(SOON, resolver.look_up(&name, false)).await.is_err());
         }
         assert_eq!(resolver.threads.available_permits(), 0);
-        assert!(tokio::time::timeout(SOON, resolver.look_up("one-more:1")).await.is_err());
+        assert!(tokio::time::timeout(SOON, resolver.look_up("one-more:1", false)).await.is_err());
         assert_eq!(resolver.names.lock().unwrap().len(), AT_ONCE, "it waits for a thread");
         drop(let_go);
-        assert!(resolver.look_up("one-more:1").await.is_ok());
+        assert!(resolver.look_up("one-more:1", false).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn the_operator_s_names_do_not_wait_for_those_of_jobs() {
+        let (_let_go, wait) = mpsc::channel::<()>();
+        let wait = Mutex::new(wait);
+        let resolver = Resolver::new(move |name| {
+            if name.starts_with("slow") {
+                let _ = wait.lock().map(|wait| wait.recv());
+            }
+            Ok(vec![address(1)])
+        });
+        for number in 0..AT_ONCE {
+            let name = format!("slow-{number}:1");
+            assert!(tokio::time::timeout(SOON, resolver.look_up(&name, false)).await.is_err());
+        }
+        assert!(tokio::time::timeout(SOON, resolver.look_up("quick:1", false)).await.is_err());
+        assert_eq!(resolver.look_up("quick:1", true).await.unwrap(), [address(1)]);
+    }
+
+    #[tokio::test]
+    async fn a_name_that_was_slow_leaves_threads_to_others() {
+        let resolver = Resolver::new(|_| Ok(vec![address(1)]));
+        let slow = |age: Duration| Name::Slow {
+            at: Instant::now().checked_sub(age).unwrap(),
+            result: Ok(vec![address(7)]),
+        };
+        resolver.names().insert("slow:1".to_owned(), slow(Duration::ZERO));
+        assert_eq!(resolver.look_up("slow:1", false).await.unwrap(), [address(7)], "its result stands");
+        resolver.names().insert("slow:1".to_owned(), slow(RESULT_STANDS));
+        let held = Arc::clone(&resolver.slow)
+            .acquire_many_owned(u32::try_from(SLOW_AT_ONCE).unwrap())
+            .await
+            .unwrap();
+        assert!(tokio::time::timeout(SOON, resolver.look_up("slow:1", false)).await.is_err());
+        assert_eq!(resolver.look_up("other:1", false).await.unwrap(), [address(1)]);
+        drop(held);
+        assert_eq!(resolver.look_up("slow:1", false).await.unwrap(), [address(1)]);
+        assert!(resolver.names().is_empty(), "it is not slow any more");
     }
 }
