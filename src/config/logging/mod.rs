@@ -1,7 +1,8 @@
 //! The block `logging { .. }` of the plugin, and of a task that overrides it: where a task's output goes beside Nomad's
 //! logs, in docker's words, and size and number of its log files where the driver writes them.
 //!
-//! Source of the facts: hashicorp/nomad `nomad/structs` (`LogConfig`, its defaults), `drivers/docker/config.go` (1.11.3).
+//! Source of the facts: hashicorp/nomad `nomad/structs` (`LogConfig`, its defaults), `drivers/docker/config.go`
+//! (1.11.3).
 
 mod options;
 mod receiver;
@@ -206,8 +207,9 @@ fn log_type(
 /// Decodes the options of docker's log files. Nomad's logs have no room for what `labels`, `env` and `tag` add to each
 /// line of those files, and nothing shows it under docker's driver either.
 fn files(mut options: Options<'_>) -> Result<(LogType, FileLimits), ConfigError> {
-    let unseen = ["tag", "labels", "labels-regex", "env", "env-regex"];
-    options.warn_of(&unseen, "has no effect: Nomad's logs have no place for it");
+    let why = "has no effect: Nomad's logs have no place for it";
+    options.warn_of(&["tag"], why);
+    options.warn_of(&receiver::ATTRIBUTES, why);
     options.warn_of(&["compress"], "has no effect: Nomad's log files are not compressed");
     options.warn_of(&["mode", "max-buffer-size"], "has no effect without a log receiver");
     options.warn_of(&["cache-disabled"], "has no effect: Nomad's logs are the only ones");
@@ -229,6 +231,15 @@ fn files(mut options: Options<'_>) -> Result<(LogType, FileLimits), ConfigError>
 }
 
 impl LogType {
+    /// Returns whether the output is in files that the driver writes, where it collects logs.
+    pub(super) fn has_files(&self) -> bool {
+        match self {
+            Self::Files => true,
+            Self::Nothing => false,
+            Self::Receiver(receiver) => receiver.feeds_nomad,
+        }
+    }
+
     /// Returns docker's name of the type.
     pub(super) fn name(&self) -> &'static str {
         match self {
@@ -305,6 +316,15 @@ mod tests {
             ("fluentd", json!({"fluentd-retry-wait": "0"}), "100ms"),
             ("fluentd", json!({"fluentd-async": "true", "fluentd-write-timeout": "1ns"}), "1s"),
             ("gelf", json!({"gelf-address": "tcp://a:1", "gelf-tcp-reconnect-delay": "0"}), "100ms"),
+            ("syslog", json!({"labels": "team"}), "labels"),
+            ("syslog", json!({"env-regex": "^A"}), "env-regex"),
+            (
+                "gelf",
+                json!({
+                    "gelf-address": "udp://a:1", "gelf-compression-type": "none", "gelf-compression-level": "9"
+                }),
+                "gelf-compression-level",
+            ),
         ] {
             let (_, warnings) = warned(json!({"type": log_type, "config": [config]})).unwrap();
             assert!(warnings.len() == 1 && warnings[0].contains(named), "{named}: {warnings:?}");

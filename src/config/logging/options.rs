@@ -35,6 +35,11 @@ impl<'a> Options<'a> {
         }
     }
 
+    /// Warns of options.
+    pub(super) fn warn(&mut self, why: &str) {
+        self.warnings.add(OPTION, why);
+    }
+
     /// Returns a time, or the least that an option can have, with a warning.
     pub(super) fn at_least(&mut self, key: &str, given: Duration, least: Duration) -> Duration {
         if given < least {

@@ -27,8 +27,11 @@ const FACILITIES: [&str; 24] = [
     "", "", "", "local0", "local1", "local2", "local3", "local4", "local5", "local6", "local7",
 ];
 const DAEMON: u8 = 3;
-/// Maximum length of a regular expression, and size of what it is compiled into: a job writes it, and matching takes time
-/// in proportion.
+/// Facilities whose messages tools trust to be those of the kernel, of logins or of syslog: kern, auth, syslog and
+/// authpriv.
+const TRUSTED_FACILITIES: [u8; 4] = [0, 4, 5, 10];
+/// Maximum length of a regular expression, and size of what it is compiled into: a job writes it, and matching takes
+/// time in proportion.
 const MAX_PATTERN_BYTES: usize = 512;
 const MAX_COMPILED_BYTES: usize = 64 << 10;
 /// Sockets of the host's own logs, which any job may write to.
@@ -39,6 +42,9 @@ const LOG_SOCKETS: [&str; 5] = [
     "/var/run/log",
     "/var/run/syslog",
 ];
+
+/// The options that choose labels and environment variables.
+pub(super) const ATTRIBUTES: [&str; 4] = ["labels", "labels-regex", "env", "env-regex"];
 
 /// A log receiver of a task's output.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -163,12 +169,40 @@ impl LogReceiver {
             }
             _ => (Protocol::Gelf(gelf(&mut options)?), None),
         };
+        if options.log_type == "syslog" {
+            options.warn_of(
+                &ATTRIBUTES,
+                "has no effect: syslog's messages have no place for it, in docker either",
+            );
+        }
         let tag = tag::parse(options.take("tag").as_deref())?;
-        let attributes = attributes(&mut options)?;
+        let mut attributes = attributes(&mut options)?;
+        if options.log_type == "syslog" {
+            attributes = Attributes::default();
+        }
         let buffer_bytes = delivery(&mut options, default_buffer)?;
         let feeds_nomad = cache(&mut options)?;
         options.finish()?;
         Ok(Self { protocol, tag, attributes, buffer_bytes, feeds_nomad })
+    }
+
+    /// Checks that a job's messages don't get into the logs that the host's own tools trust, such as that of its logins,
+    /// by a socket of the host.
+    ///
+    /// # Errors
+    /// Names the option and what else can be done.
+    pub(in crate::config) fn check_facility(&self) -> Result<(), ConfigError> {
+        let Protocol::Syslog(Syslog { endpoint, facility, .. }) = &self.protocol else { return Ok(()) };
+        let is_by_socket =
+            matches!(endpoint, None | Some(LogEndpoint::Unix(_) | LogEndpoint::UnixDatagram(_)));
+        if !is_by_socket || !TRUSTED_FACILITIES.contains(facility) {
+            return Ok(());
+        }
+        let name = FACILITIES.get(usize::from(*facility)).copied().unwrap_or_default();
+        let why = "the host's tools trust what is logged by it at a socket of the host; use another facility such as \
+                   \"daemon\" or \"local0\", a syslog-address with udp://, tcp:// or tcp+tls://, or let the operator set \
+                   this receiver in the plugin's logging block";
+        Err(refused("syslog-facility", name, why))
     }
 
     /// Resolves a path that a job names, under the same rules as the source of a mount; `None` for a socket of the
@@ -305,7 +339,7 @@ fn syslog(options: &mut Options<'_>) -> Result<Syslog, ConfigError> {
     }
     let facility = options.take("syslog-facility").map(|name| {
         let named = FACILITIES.iter().position(|known| *known == name && !known.is_empty());
-        let number = named.or_else(|| name.parse().ok().filter(|number| *number < FACILITIES.len()));
+        let number = named.or_else(|| name.parse().ok().filter(|number: &usize| *number < FACILITIES.len()));
         let why = "it must be a facility of syslog's such as \"daemon\" or \"local0\", or a number up to 23";
         number
             .and_then(|number| u8::try_from(number).ok())
@@ -391,6 +425,9 @@ fn gelf(options: &mut Options<'_>) -> Result<Gelf, ConfigError> {
     }
     if is_udp && (max_reconnect.is_some() || delay.is_some()) {
         return Err(refused("gelf-tcp-max-reconnect", "", "it needs an address with tcp://"));
+    }
+    if level.is_some() && kind.as_deref() == Some("none") {
+        options.warn("gelf-compression-level has no effect without compression");
     }
     // flate2 has no number for its own default, which is 6.
     let level = match level {
@@ -509,6 +546,23 @@ mod tests {
         assert!(syslog_of(json!({"syslog-format": "rfc1"})).unwrap_err().contains("syslog-format"));
         assert!(syslog_of(json!({"syslog-tls-cert": "/a"})).unwrap_err().contains("syslog-tls-key"));
         assert!(syslog_of(json!({"syslog-tls-ca-cert": "a"})).unwrap_err().contains("syslog-tls-ca-cert"));
+    }
+
+    #[test]
+    fn a_job_has_no_trusted_facility_at_a_socket_of_the_host() {
+        let of = |facility: &str, address: &str| {
+            let config = json!({"syslog-facility": facility, "syslog-address": address});
+            receiver("syslog", config).unwrap().check_facility().map_err(|error| error.to_string())
+        };
+        for facility in ["kern", "auth", "syslog", "authpriv", "10"] {
+            for address in ["", "unix:///dev/log", "unixgram:///run/other"] {
+                let error = of(facility, address).unwrap_err();
+                assert!(error.contains("syslog-facility") && error.contains("local0"), "{error}");
+            }
+            of(facility, "udp://10.0.0.1").unwrap();
+        }
+        of("daemon", "").unwrap();
+        of("local7", "unix:///dev/log").unwrap();
     }
 
     #[test]

@@ -90,6 +90,11 @@ impl Raw {
             let why = "it needs log_collection = \"driver\": Nomad's collector uses each job's logs block";
             return Err(value("logging", "set", why));
         }
+        if limits.has_dockers_limits() && !matches!(collection, LogCollection::Driver(_)) {
+            let why = "max-file and max-size have no effect without log_collection = \"driver\": each job's logs block has \
+                       the sizes of Nomad's logs";
+            warnings.add("logging.config", why);
+        }
         Ok(Logs { collection, default_type: limits.log_type().cloned().unwrap_or_default(), receivers })
     }
 }
@@ -155,7 +160,11 @@ mod tests {
     fn docker_s_default_of_the_plugin_is_taken() {
         let dockers =
             json!({"logging": {"type": "json-file", "config": {"max-file": "2", "max-size": "2m"}}});
-        assert_eq!(plugin(dockers).log_type, LogType::Files);
+        let nomad = plugin(dockers.clone());
+        assert_eq!((nomad.log_type, nomad.warnings.options()), (LogType::Files, vec!["logging.config"]));
+        let mut driver = dockers;
+        driver["log_collection"] = json!("driver");
+        assert!(plugin(driver).warnings.is_empty());
         assert_eq!(plugin(json!({})).log_type, LogType::Files);
         let journald = plugin(json!({"logging": {"type": "journald"}}));
         assert!(matches!(journald.log_type, LogType::Receiver(_)));

@@ -24,8 +24,8 @@ impl Raw {
     }
 }
 
-/// Checks that the job may name its log type, and that the driver writes the log files, so that sizes in its own words
-/// have an effect. Nomad's logs alone are always permitted.
+/// Checks that the job may name its log type and what the receiver is sent, and that the driver writes the log files, so
+/// that sizes in its own words have an effect. Nomad's logs alone are always permitted.
 ///
 /// # Errors
 /// Names the option that is forbidden, or would have no effect.
@@ -46,18 +46,30 @@ pub(super) fn permitted_by(
             &format!("{name:?} in its list"),
         ));
     }
+    if let Some(LogType::Receiver(receiver)) = logging.log_type() {
+        receiver.check_facility()?;
+    }
     match collection {
         LogCollection::Nomad | LogCollection::Nobody if logging.has_limits() => {
-            let why = "it needs the plugin option log_collection = \"driver\"; where Nomad collects the logs, set their sizes \
-             in the task's logs block";
+            let why = "it needs the plugin option log_collection = \"driver\"; where Nomad collects the logs, set their \
+                       sizes in the task's logs block";
             Err(value("logging", "set", why))
         }
         _ => Ok(()),
     }
 }
 
-/// Warns of the sizes of docker's log files where the driver writes none.
-pub(super) fn warn_of_limits(logging: &Logging, collection: LogCollection, warnings: &mut Warnings) {
+/// Warns of the sizes of log files where the driver writes none. `default` is the plugin's log type.
+pub(super) fn warn_of_limits(
+    logging: &Logging,
+    collection: LogCollection,
+    default: &LogType,
+    warnings: &mut Warnings,
+) {
+    if logging.has_limits() && !logging.log_type().unwrap_or(default).has_files() {
+        let why = "max_files and max_file_size have no effect: the task's output is in no log files";
+        warnings.add("logging", why);
+    }
     if logging.has_dockers_limits() && !matches!(collection, LogCollection::Driver(_)) {
         let why = "max-file and max-size have no effect: the task's logs block has the sizes of Nomad's logs";
         warnings.add("logging.config", why);
@@ -108,5 +120,29 @@ mod tests {
         options.permitted_by(&plugin(json!({}))).unwrap();
         assert_eq!(options.warnings_under(&plugin(json!({}))).options(), ["logging.config"]);
         assert!(options.warnings_under(&plugin(json!({"log_collection": "driver"}))).is_empty());
+    }
+
+    #[test]
+    fn sizes_of_files_that_are_not_written_are_warned_of() {
+        let driver = plugin(json!({"log_collection": "driver"}));
+        let nowhere = plugin(json!({"log_collection": "driver", "logging": {"type": "none"}}));
+        let warned = |logging: serde_json::Value, plugin: &PluginConfig| {
+            decode(&json!({"image": "redis", "logging": logging})).unwrap().warnings_under(plugin).options()
+        };
+        assert_eq!(warned(json!({"type": "none", "max_files": 2}), &driver), ["logging"]);
+        let uncached = json!({"type": "journald", "max_files": 2, "config": [{"cache-disabled": "true"}]});
+        assert_eq!(warned(uncached, &driver), ["logging"]);
+        assert_eq!(warned(json!({"max_files": 2}), &nowhere), ["logging"]);
+        assert!(warned(json!({"max_files": 2}), &driver).is_empty());
+        assert!(warned(json!({"type": "journald", "max_files": 2}), &driver).is_empty());
+    }
+
+    #[test]
+    fn a_trusted_facility_is_the_operator_s_alone() {
+        let logging = json!({"type": "syslog", "config": [{"syslog-facility": "authpriv"}]});
+        let job = decode(&json!({"image": "redis", "logging": logging})).unwrap();
+        let error = job.permitted_by(&plugin(json!({}))).unwrap_err().to_string();
+        assert!(error.contains("authpriv") && error.contains("plugin's logging block"), "{error}");
+        plugin(json!({"logging": {"type": "syslog", "config": {"syslog-facility": "authpriv"}}}));
     }
 }

@@ -215,7 +215,7 @@ impl TaskOptions {
     /// Returns the options that are set and have no effect, also those that only have none under the plugin's options.
     pub(crate) fn warnings_under(&self, plugin: &PluginConfig) -> Warnings {
         let mut warnings = self.warnings.clone();
-        logging::warn_of_limits(&self.logging, plugin.log_collection, &mut warnings);
+        logging::warn_of_limits(&self.logging, plugin.log_collection, &plugin.log_type, &mut warnings);
         warnings
     }
 
