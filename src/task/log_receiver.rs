@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use nomad_proto::driver as pb;
 use oci_spec::runtime::Spec;
+use regex_lite::Regex;
 
 use super::error::{Error, Result};
 use super::mounts::directory_of;
@@ -28,6 +29,9 @@ const FILE: &str = "log-receiver.json";
 /// on: a job chooses both, and the pattern.
 const MAX_KEY_BYTES: usize = 256;
 const MAX_TRIED_KEYS: usize = 1024;
+/// Maximum number of names that are told of, and length of each, where there is no room for all.
+const MAX_TOLD: usize = 20;
+const MAX_TOLD_CHARS: usize = 64;
 /// Maximum length of a name, a tag and a command that are sent with each line. What is longer is cut.
 const MAX_TEXT_CHARS: usize = 4096;
 /// Maximum size of all labels and variables that are sent with each line.
@@ -167,8 +171,8 @@ impl Receiver {
     }
 }
 
-/// Writes what is kept of a receiver. The bundle, and not Nomad's state, has it: it has values of the task's environment.
-/// Blocking: not for an async thread.
+/// Writes what is kept of a receiver. The bundle, and not Nomad's state, has it: it has values of the task's
+/// environment. Blocking: not for an async thread.
 ///
 /// # Errors
 /// Names the file.
@@ -239,24 +243,33 @@ struct Chosen {
 /// in docker. Takes long with a pattern that was made for that: not for an async thread.
 fn chosen(attributes: &LogAttributes, labels: &HashMap<String, String>, env: &[String]) -> Chosen {
     let LogAttributes { labels: named_labels, labels_regex, env: named_env, env_regex } = attributes;
-    let pick = |pairs: Vec<(&str, &str)>, named: &[String], pattern: &Option<String>| {
+    let mut left_out = Vec::new();
+    let mut pick = |mut pairs: Vec<(&str, &str)>, named: &[String], pattern: &Option<String>| {
         // The patterns were checked with the options.
         let pattern = pattern.as_deref().and_then(|pattern| compile_pattern(pattern).ok());
-        let mut tried = 0;
-        let is_chosen = |(key, _): &(&str, &str)| {
-            tried += 1;
-            named.iter().any(|name| name == key)
-                || (tried <= MAX_TRIED_KEYS && pattern.as_ref().is_some_and(|pattern| pattern.is_match(key)))
-        };
-        let tries = pairs.into_iter().filter(|(key, _)| key.len() <= MAX_KEY_BYTES);
-        let chosen = tries.filter(is_chosen);
-        chosen.map(|(key, value)| (key.to_owned(), value.to_owned())).collect::<BTreeMap<_, _>>()
+        let (mut tried, mut chosen) = (0, BTreeMap::new());
+        // Labels have no order of their own.
+        pairs.sort_unstable();
+        for (key, value) in pairs {
+            let is_named = named.iter().any(|name| name == key);
+            let is_asked = is_named || pattern.is_some();
+            if key.len() > MAX_KEY_BYTES || (!is_named && pattern.is_some() && tried == MAX_TRIED_KEYS) {
+                left_out.extend(is_asked.then(|| key.to_owned()));
+                continue;
+            }
+            let matches = |pattern: &Regex| pattern.is_match(key);
+            tried += usize::from(!is_named);
+            if is_named || pattern.as_ref().is_some_and(matches) {
+                chosen.insert(key.to_owned(), value.to_owned());
+            }
+        }
+        chosen
     };
     let labels = labels.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
     let env = env.iter().filter_map(|pair| pair.split_once('=')).collect();
     let mut all = pick(labels, named_labels, labels_regex);
     all.extend(pick(env, named_env, env_regex));
-    let (mut attributes, mut left_out, mut room) = (BTreeMap::new(), Vec::new(), MAX_ATTRIBUTE_BYTES);
+    let (mut attributes, mut room) = (BTreeMap::new(), MAX_ATTRIBUTE_BYTES);
     for (key, value) in all {
         match room.checked_sub(key.len() + value.len()) {
             Some(rest) => {
@@ -266,7 +279,21 @@ fn chosen(attributes: &LogAttributes, labels: &HashMap<String, String>, env: &[S
             None => left_out.push(key),
         }
     }
-    Chosen { attributes, left_out }
+    Chosen { attributes, left_out: told(left_out) }
+}
+
+/// Returns names in a form that is short enough for an event.
+fn told(mut names: Vec<String>) -> Vec<String> {
+    let more = names.len().saturating_sub(MAX_TOLD);
+    names.truncate(MAX_TOLD);
+    for name in &mut names {
+        if let Some((end, _)) = name.char_indices().nth(MAX_TOLD_CHARS) {
+            name.truncate(end);
+            name.push_str("..");
+        }
+    }
+    names.extend((more > 0).then(|| format!("{more} more")));
+    names
 }
 
 #[cfg(test)]
@@ -306,9 +333,28 @@ mod tests {
             "C=1".to_owned(),
         ];
         let attributes = LogAttributes { env_regex: Some(".".to_owned()), ..LogAttributes::default() };
-        let chosen = chosen(&attributes, &HashMap::new(), &env);
-        assert_eq!(chosen.attributes.keys().collect::<Vec<_>>(), ["A", "C"]);
-        assert_eq!(chosen.left_out, ["B"]);
+        let long = format!("{}..", "X".repeat(MAX_TOLD_CHARS));
+        let by_pattern = chosen(&attributes, &HashMap::new(), &env);
+        assert_eq!(by_pattern.attributes.keys().collect::<Vec<_>>(), ["A", "C"]);
+        assert_eq!(by_pattern.left_out, [long.as_str(), "B"]);
+        let named = LogAttributes { env: words("A"), ..LogAttributes::default() };
+        assert!(chosen(&named, &HashMap::new(), &env).left_out.is_empty(), "the others are not asked for");
+    }
+
+    #[test]
+    fn a_pattern_is_tried_on_the_first_names() {
+        let label = |number: usize| (format!("l{number:04}"), String::new());
+        let labels: HashMap<_, _> = (0..MAX_TRIED_KEYS + 30).map(label).collect();
+        let attributes = LogAttributes {
+            labels: words("l1050"),
+            labels_regex: Some("[02468]$".to_owned()),
+            ..LogAttributes::default()
+        };
+        let chosen = chosen(&attributes, &labels, &[]);
+        assert_eq!(chosen.attributes.len(), MAX_TRIED_KEYS / 2 + 1);
+        assert!(chosen.attributes.contains_key("l1022") && chosen.attributes.contains_key("l1050"));
+        assert_eq!((chosen.left_out.len(), chosen.left_out[0].as_str()), (MAX_TOLD + 1, "l1024"));
+        assert_eq!(chosen.left_out[MAX_TOLD], "9 more");
     }
 
     #[test]
