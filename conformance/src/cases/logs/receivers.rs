@@ -25,10 +25,12 @@ cases!["receivers":
     no_line_is_lost_when_the_plugin_is_killed,
     a_receiver_that_does_not_answer_fails_the_start_for_now,
     a_receiver_that_goes_away_stops_no_task,
+    a_collector_of_nomad_s_that_ends_stops_no_task,
     a_buffer_lets_a_task_run_whose_receiver_takes_nothing,
     output_of_the_type_none_is_nowhere,
     a_log_type_of_others_is_refused,
     a_socket_of_the_host_needs_the_operator_s_permission,
+    a_trusted_facility_is_the_operator_s_alone,
     an_address_of_the_host_needs_the_operator_s_permission,
     a_type_needs_the_operator_s_permission,
     nomad_s_handle_has_no_value_of_the_environment,
@@ -251,6 +253,41 @@ async fn a_receiver_that_goes_away_stops_no_task(case: &CaseContext, plugin: &Pl
     is_whole("stdout", &task.alloc.stdout.to_end(LIMIT).await?, &[b"first\n", &numbered()[..]].concat())
 }
 
+async fn a_collector_of_nomad_s_that_ends_stops_no_task(case: &CaseContext) -> Result<()> {
+    let (address, received) = gelf_tcp()?;
+    let mut plugin = case.plugin().await?;
+    let script = "for step in 1 2 3; do echo $step; until [ -e /local/go$step ]; do sleep 0.1; done; \
+                  cat /local/some; done; echo end";
+    let job = logged(case, script, "gelf", json!({"gelf-address": format!("tcp://{address}")}));
+    let mut task = case.prepare(&plugin, &job).await?;
+    // More than the pipes hold.
+    let (lines, line) = (200, [&[b'x'; 8191][..], b"\n"].concat());
+    std::fs::write(task.alloc.task_path("local/some"), line.repeat(lines))?;
+    let go = |task: &Task, step: u32| std::fs::write(task.alloc.task_path(&format!("local/go{step}")), "");
+    task.start(&plugin).await?;
+    task.alloc.stdout.to_contain("1\n", LIMIT).await?;
+    task.alloc.stdout.stop();
+    let came = |step: u32| {
+        let step = json!(step.to_string());
+        got(&received).iter().any(|message| message["short_message"] == step)
+    };
+    go(&task, 1)?;
+    until(LIMIT, "the second step", || came(2)).await?;
+    // A later plugin has no collector either.
+    plugin = case.next_plugin(&mut plugin).await?;
+    task.recover(&plugin).await?;
+    go(&task, 2)?;
+    until(LIMIT, "the third step", || came(3)).await?;
+    task.alloc.stdout.start(Duration::ZERO)?;
+    go(&task, 3)?;
+    ensure_eq!(task.wait(&plugin).await?.exit_code, 0);
+    task.destroy(&plugin).await?;
+    let stdout = task.alloc.stdout.to_end(LIMIT).await?;
+    ensure!(stdout.ends_with(b"end\n"), "a collector that is back has not got the end");
+    until(LIMIT, "the messages", || got(&received).len() >= 3 * lines + 4).await?;
+    plugin.shut_down().await
+}
+
 async fn a_buffer_lets_a_task_run_whose_receiver_takes_nothing(
     case: &CaseContext,
     plugin: &Plugin,
@@ -317,6 +354,15 @@ async fn a_socket_of_the_host_needs_the_operator_s_permission(case: &CaseContext
         &["logging.config", "/run/other.sock", "volumes.enabled"],
     )?;
     plugin.shut_down().await
+}
+
+async fn a_trusted_facility_is_the_operator_s_alone(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let config = json!({"syslog-facility": "authpriv", "tag": "sshd"});
+    let task = case.prepare_unread(plugin, &logged(case, "true", "syslog", config)).await?;
+    let words = ["syslog-facility", "authpriv", "the plugin's logging block"];
+    let refusal = refused(plugin.start_task(task.config.clone()).await, &words)?;
+    ensure!(!is_recoverable(&refusal)?, "{}", refusal.message());
+    Ok(())
 }
 
 async fn an_address_of_the_host_needs_the_operator_s_permission(case: &CaseContext) -> Result<()> {
