@@ -109,13 +109,16 @@ impl Sink {
     /// Moves up to `most` bytes.
     ///
     /// # Errors
-    /// As [`Self::take`].
+    /// As [`Self::take`], where no byte was moved before: the caller has to know of each that was.
     pub(super) fn take_up_to(&mut self, pipe: BorrowedFd<'_>, most: u64) -> Result<Taken, LogError> {
         let mut moved_bytes = 0;
         while moved_bytes < most && !self.stopped.load(Ordering::Relaxed) {
-            match self.step(pipe, most - moved_bytes)? {
-                Spliced::Bytes(bytes) => moved_bytes += bytes,
-                Spliced::Empty | Spliced::Eof => break,
+            match self.step(pipe, most - moved_bytes) {
+                Ok(Spliced::Bytes(bytes)) => moved_bytes += bytes,
+                Ok(Spliced::Empty | Spliced::Eof) => break,
+                Err(error) if moved_bytes == 0 => return Err(error),
+                // The next call has the same error.
+                Err(_) => break,
             }
         }
         Ok(if moved_bytes == 0 { Taken::Nothing } else { Taken::Bytes(moved_bytes) })
@@ -357,6 +360,19 @@ mod tests {
         assert_eq!(sink.take(reader.as_fd()).unwrap(), Moved::Drained);
         let text = |number: u64| fs::read_to_string(logs.join(format!("web.stdout.{number}"))).unwrap();
         assert_eq!((text(0), text(1), text(2)), ("full".to_owned(), "one\n".to_owned(), "two\n".to_owned()));
+    }
+
+    #[test]
+    fn bytes_that_were_moved_before_an_error_are_counted() {
+        let (_alloc, logs, mut sink) = sink(4);
+        let (reader, _writer) = pipe_of(b"one\ntwo\n");
+        let path = logs.join("web.stdout.0");
+        let file = File::options().write(true).create_new(true).open(&path).unwrap();
+        sink.current = Some(CurrentFile { index: 0, file, path });
+        fs::rename(&logs, logs.with_file_name("aside")).unwrap();
+        assert_eq!(sink.take_up_to(reader.as_fd(), 8).unwrap(), Taken::Bytes(4));
+        let error = sink.take_up_to(reader.as_fd(), 4).unwrap_err().to_string();
+        assert!(error.contains("alloc/logs"), "{error}");
     }
 
     #[test]
