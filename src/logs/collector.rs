@@ -36,7 +36,7 @@ pub(crate) enum LogEvent {
     /// A stream's output is not in Nomad's log.
     Discarded {
         stream: Stream,
-        why: &'static str,
+        why: String,
     },
     SkippedFile(SkippedFile),
     /// A log receiver can't be reached.
@@ -222,10 +222,10 @@ impl<F: Fn(LogEvent)> EventReporter<F> {
         }
     }
 
-    pub(super) fn discards(&mut self, why: &'static str) {
+    pub(super) fn discards(&mut self, why: &str) {
         if self.is_due(why) {
             self.waits = true;
-            (self.report)(LogEvent::Discarded { stream: self.stream, why });
+            (self.report)(LogEvent::Discarded { stream: self.stream, why: why.to_owned() });
         }
     }
 

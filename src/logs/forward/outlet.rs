@@ -116,6 +116,17 @@ impl Outlet {
         }
     }
 
+    /// Asks the kernel anew to notify of room in Nomad's pipe: once the pipe was without a reader, a notification of
+    /// that stays for good.
+    pub(super) fn renew(&mut self) {
+        if let Self::Pipe(pipe) = self {
+            // Without a new one the old one still notifies, if too often.
+            if let Ok(again) = pipe.as_fd().try_clone_to_owned().and_then(KernelFd::writable) {
+                *pipe = Arc::new(again);
+            }
+        }
+    }
+
     /// Waits until Nomad's collector has read all that was passed on to it, or is gone.
     pub(super) async fn drained(&self) {
         if let Self::Pipe(pipe) = self {
@@ -151,6 +162,9 @@ fn events(pipe: BorrowedFd<'_>, asked: PollFlags) -> Result<PollFlags, Errno> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd;
+    use std::os::unix::fs::OpenOptionsExt;
+
     use rustix::io::{read, write};
     use rustix::pipe::{PipeFlags, pipe_with};
 
@@ -190,5 +204,24 @@ mod tests {
         drop(nomads);
         assert_eq!(take(), Taken::Unread);
         outlet.drained().await;
+    }
+
+    #[tokio::test]
+    async fn room_is_waited_for_after_a_time_without_a_reader() {
+        let (nomads, into) = pipe_with(PipeFlags::NONBLOCK).unwrap();
+        let by_writer = format!("/proc/self/fd/{}", into.as_raw_fd());
+        let mut outlet = Outlet::Pipe(Arc::new(KernelFd::writable(into).unwrap()));
+        drop(nomads);
+        let without_reader = outlet.pipe().unwrap();
+        without_reader.ready().await.clear();
+        let mut nomads = std::fs::OpenOptions::new();
+        let nomads = nomads.read(true).custom_flags(nix::libc::O_NONBLOCK).open(by_writer).unwrap();
+        while write(&without_reader, &[0; 4096]).is_ok() {}
+        outlet.renew();
+        let pipe = outlet.pipe().unwrap();
+        let early = tokio::time::timeout(10 * POLL_INTERVAL, pipe.ready()).await;
+        assert!(early.is_err(), "the pipe is full");
+        read(&nomads, &mut vec![0; 1 << 20][..]).unwrap();
+        pipe.ready().await.clear();
     }
 }
