@@ -153,8 +153,14 @@ impl LogPaths {
     /// # Errors
     /// Refuses a path that is not a named pipe, as [`Self::hold_open`] does.
     pub(crate) fn writers(&self) -> Result<[Option<OwnedFd>; 2], Error> {
-        let one = |path| unless_disabled(path).map(writer).transpose();
-        Ok([one(&self.stdout)?, one(&self.stderr)?])
+        let [stdout, stderr] = self.each_writer();
+        Ok([stdout.transpose()?, stderr.transpose()?])
+    }
+
+    /// Opens stdout and stderr like [`Self::writers`], whether or not the other one can be opened.
+    pub(crate) fn each_writer(&self) -> [Option<Result<OwnedFd, Error>>; 2] {
+        let one = |path| unless_disabled(path).map(writer);
+        [one(&self.stdout), one(&self.stderr)]
     }
 
     /// Checks that a shim can write a task's output to these paths.
@@ -437,6 +443,21 @@ mod tests {
             assert_eq!(writer.write_all(b"x").unwrap_err().kind(), ErrorKind::BrokenPipe);
             let _readers = logs.readers().unwrap();
             writer.write_all(b"x").unwrap();
+        }
+    }
+
+    #[test]
+    fn a_log_pipe_is_opened_without_the_other_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let there = pipe_at(directory.path());
+        let file = directory.path().join("file");
+        std::fs::write(&file, b"").unwrap();
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink(&there.stdout, &link).unwrap();
+        for other in [directory.path().join("missing"), file, link] {
+            let logs = LogPaths { stderr: other.clone(), ..there.clone() };
+            let [Some(Ok(_)), Some(Err(error))] = logs.each_writer() else { panic!("{other:?} is no pipe") };
+            assert!(error.is_no_pipe(), "{error}");
         }
     }
 

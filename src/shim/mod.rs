@@ -165,6 +165,15 @@ impl Error {
         move |error| failed(error.into())
     }
 
+    /// Returns whether a path is no named pipe, or nothing at all.
+    pub(crate) fn is_no_pipe(&self) -> bool {
+        match self {
+            Self::LogPath { .. } => true,
+            Self::File { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
+            _ => false,
+        }
+    }
+
     /// Returns whether the same may work later: the shim is gone, does not answer or can't be identified, a shim of an
     /// earlier run is still alive, or the machine lacks something for now.
     pub(crate) fn is_transient(&self) -> bool {

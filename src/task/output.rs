@@ -184,6 +184,28 @@ async fn writers(paths: &LogPaths) -> Result<Vec<(Stream, OwnedFd)>> {
     Ok(pipes.filter_map(|(stream, pipe)| Some((stream, pipe?))).collect())
 }
 
+/// Opens Nomad's pipes like [`writers`]. A pipe that is gone, or in whose place is something else, is left out and told
+/// of: it may stay so, and the task must not wait for it.
+///
+/// # Errors
+/// Names the pipe that can't be opened now.
+async fn writers_there(paths: &LogPaths, tell: impl Fn(LogEvent)) -> Result<Vec<(Stream, OwnedFd)>> {
+    let (paths, place) = (paths.clone(), paths.stdout.clone());
+    let writers = off_thread(&place, "the task's log pipes", move || Ok(paths.each_writer())).await?;
+    let mut pipes = Vec::new();
+    for (stream, pipe) in [Stream::Stdout, Stream::Stderr].into_iter().zip(writers) {
+        match pipe {
+            Some(Ok(pipe)) => pipes.push((stream, pipe)),
+            Some(Err(error)) if error.is_no_pipe() => {
+                tell(LogEvent::Discarded { stream, why: error.chain().to_string() });
+            }
+            Some(Err(error)) => return Err(error.into()),
+            None => {}
+        }
+    }
+    Ok(pipes)
+}
+
 impl Tasks {
     /// Begins or resumes the collection of a task's output, where the driver collects it.
     ///
@@ -227,7 +249,7 @@ impl Tasks {
                 }
                 let log = match forwarded {
                     Forwarded::Files => NomadLog::Files(target.clone()),
-                    Forwarded::Pipes(paths) => NomadLog::Pipes(writers(paths).await?),
+                    Forwarded::Pipes(paths) => NomadLog::Pipes(writers_there(paths, &tell).await?),
                     Forwarded::Nowhere => NomadLog::Nothing,
                 };
                 LogCollector::forward(pipes, forwarding.as_ref(), log, log_writers, tell)
@@ -278,5 +300,27 @@ impl Tasks {
             _ = phase.wait_for(exited) => {}
         }
         log_collector.finished_within(LOG_DRAIN_TIMEOUT).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use nix::sys::stat::Mode;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn output_is_collected_where_one_of_nomads_pipes_is_gone() {
+        let directory = tempfile::tempdir().unwrap();
+        let pipes =
+            LogPaths { stdout: directory.path().join("stdout"), stderr: directory.path().join("stderr") };
+        nix::unistd::mkfifo(&pipes.stderr, Mode::S_IRWXU).unwrap();
+        let told = Mutex::new(Vec::new());
+        let there = writers_there(&pipes, |event| told.lock().unwrap().push(event)).await.unwrap();
+        assert!(matches!(there[..], [(Stream::Stderr, _)]));
+        let told = told.into_inner().unwrap();
+        assert!(matches!(told[..], [LogEvent::Discarded { stream: Stream::Stdout, .. }]), "{told:?}");
     }
 }
