@@ -8,7 +8,6 @@ use std::time::{Duration, Instant, SystemTime};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::pipe::fcntl_getpipe_size;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -32,10 +31,8 @@ const UNFINISHED_INTERVAL: Duration = Duration::from_secs(1);
 const MAX_UNFINISHED_INTERVAL: Duration = Duration::from_secs(30);
 /// Time for which Nomad's pipe is full, or nobody reads it, before that is told.
 const LATE_READER: Duration = Duration::from_secs(10);
-/// Time in which Nomad's collector opens its pipe, if the task's own pipe has to have room, or no writer is left.
+/// Time in which Nomad's collector, which is there before the task, opens its pipe.
 const READER_GRACE: Duration = Duration::from_secs(5);
-/// The same if it has not. A collector that has ended comes back with the agent, and may come after this plugin.
-const LONG_READER_GRACE: Duration = Duration::from_mins(1);
 /// Interval between looks at whether Nomad's pipe is read or has room, where no event tells.
 const READER_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -67,7 +64,7 @@ pub(in crate::logs) fn start(
             outlet: Outlet::of(&mut log, stream, Arc::clone(stopped))?,
             feed: feed.clone(),
             pool: pool.clone(),
-            begun: Instant::now(),
+            reader_is_due: Instant::now() + READER_GRACE,
             reporter: EventReporter::new(stream, report.clone()),
             reports: Arc::clone(&reports),
         };
@@ -133,7 +130,8 @@ struct Forwarder<F> {
     outlet: Outlet,
     feed: Feed,
     pool: WriterPool,
-    begun: Instant,
+    /// Time from which on output is discarded while nobody reads Nomad's pipe.
+    reader_is_due: Instant,
     reporter: EventReporter<F>,
     reports: Arc<Reports>,
 }
@@ -243,7 +241,7 @@ impl<F: Fn(LogEvent) + Clone + Send + Sync + 'static> Forwarder<F> {
                         tokio::time::sleep(READER_INTERVAL).await;
                     }
                 }
-                Ok(Taken::Unread) if !is_given_up(self.begun.elapsed(), &self.pipe) => {
+                Ok(Taken::Unread) if Instant::now() < self.reader_is_due => {
                     self.waits_for_reader(&mut waits_since);
                     tokio::time::sleep(READER_INTERVAL).await;
                 }
@@ -276,19 +274,6 @@ impl<F: Fn(LogEvent) + Clone + Send + Sync + 'static> Forwarder<F> {
             self.reporter.waits(format!("Nomad's log collector reads nothing for {LATE_READER:?}"));
         }
     }
-}
-
-/// Returns whether a collector that does not read its pipe is waited for no longer, some time after the begin.
-fn is_given_up(waited: Duration, pipe: &KernelFd) -> bool {
-    waited >= LONG_READER_GRACE || waited >= READER_GRACE && is_wanted(pipe).unwrap_or(true)
-}
-
-/// Returns whether output is to leave the task's pipe soon: the task may have to wait for room, or has ended.
-fn is_wanted(pipe: &KernelFd) -> Result<bool, Errno> {
-    let waiting = rustix::io::ioctl_fionread(pipe.as_fd())?;
-    // Not each page of a pipe is filled, but half of them on average.
-    let is_filling = waiting >= (fcntl_getpipe_size(pipe)? / 2) as u64;
-    Ok(is_filling || has_no_writer(pipe)?)
 }
 
 /// Returns the interval after one in which nothing was notified.
@@ -351,7 +336,7 @@ mod tests {
             outlet: Outlet::Nothing,
             feed: Feed::Nobody,
             pool: WriterPool::new().unwrap(),
-            begun: Instant::now().checked_sub(LONG_READER_GRACE).unwrap(),
+            reader_is_due: Instant::now(),
             reporter: EventReporter::new(Stream::Stdout, report),
             reports: Reports::new(Arc::new(|_: LogEvent| ())),
         }
@@ -388,23 +373,6 @@ mod tests {
         assert!(forwarder.pass_on(4).await);
         assert_eq!(rustix::io::ioctl_fionread(&nomads), Ok(4));
         assert_eq!(told.lock().unwrap().last(), Some(&LogEvent::Resumed { stream: Stream::Stdout }));
-    }
-
-    #[test]
-    fn output_waits_for_a_reader_while_the_task_need_not() {
-        let runtime = tokio::runtime::Runtime::new().unwrap();
-        let _entered = runtime.enter();
-        let (reader, writer) = pipe_with(PipeFlags::NONBLOCK).unwrap();
-        let pipe = KernelFd::new(reader).unwrap();
-        rustix::io::write(&writer, b"one\n").unwrap();
-        assert!(!is_given_up(READER_GRACE, &pipe), "the task still has room");
-        assert!(is_given_up(LONG_READER_GRACE, &pipe));
-        rustix::io::write(&writer, &vec![0; fcntl_getpipe_size(&pipe).unwrap() / 2]).unwrap();
-        assert!(!is_given_up(Duration::ZERO, &pipe));
-        assert!(is_given_up(READER_GRACE, &pipe), "the task is about to wait");
-        let (reader, writer) = pipe_with(PipeFlags::NONBLOCK).unwrap();
-        drop(writer);
-        assert!(is_given_up(READER_GRACE, &KernelFd::new(reader).unwrap()), "the task has ended");
     }
 
     #[tokio::test]
