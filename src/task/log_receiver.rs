@@ -69,7 +69,7 @@ impl Receiver {
             if !is_jobs {
                 return Ok(HostPath::of_host(path));
             }
-            let resolved = LogReceiver::place(path, is_socket, &plugin.volumes, directory_of(config))?;
+            let resolved = options.place(path, is_socket, &plugin.volumes, directory_of(config))?;
             Ok::<_, Error>(match resolved {
                 None => HostPath::of_host(path),
                 Some(resolved) => {

@@ -34,7 +34,7 @@ const TRUSTED_FACILITIES: [u8; 4] = [0, 4, 5, 10];
 /// time in proportion.
 const MAX_PATTERN_BYTES: usize = 512;
 const MAX_COMPILED_BYTES: usize = 64 << 10;
-/// Sockets of the host's own logs, which any job may write to.
+/// Sockets of the host's own logs, which any job may write syslog's messages to.
 const LOG_SOCKETS: [&str; 5] = [
     "/dev/log",
     "/run/systemd/journal/dev-log",
@@ -209,15 +209,24 @@ impl LogReceiver {
     /// host's own logs.
     ///
     /// # Errors
-    /// Names the operator's option that forbids the path, or says what of the allocation directory is refused.
+    /// Names the operator's option that forbids the path, or says what of the allocation directory is refused, or that the
+    /// protocol isn't that of the host's own logs.
     pub(crate) fn place(
+        &self,
         path: &Path,
         is_socket: bool,
         volumes: &Volumes,
         task: TaskDirectory<'_>,
     ) -> Result<Option<ResolvedPath>, ConfigError> {
         if is_socket && LOG_SOCKETS.iter().any(|known| Path::new(known) == path) {
-            return Ok(None);
+            return match self.protocol {
+                Protocol::Syslog(_) => Ok(None),
+                _ => Err(refused(
+                    "fluentd-address",
+                    &format!("unix://{}", path.display()),
+                    "the host's own log is there, which takes syslog's messages; use the type \"syslog\"",
+                )),
+            };
         }
         let access = if is_socket { Access::Write } else { Access::Read };
         volumes.place("logging.config", path, access, task).map(Some)
@@ -653,13 +662,21 @@ mod tests {
     fn a_job_s_sockets_are_the_host_s_logs_or_what_it_may_mount() {
         let task = TaskDirectory { alloc_dir: "/nomad/a1", task: "web" };
         let nothing = Volumes { enabled: false, allowed_paths: Vec::new() };
-        let place = |path: &str, is_socket| LogReceiver::place(Path::new(path), is_socket, &nothing, task);
+        let syslog = receiver("syslog", json!({})).unwrap();
+        let place = |path: &str, is_socket| syslog.place(Path::new(path), is_socket, &nothing, task);
         assert_eq!(place("/dev/log", true).unwrap(), None);
         for (path, is_socket) in [("/run/docker.sock", true), ("/dev/log", false), ("/dev/../run/x", true)] {
             let error = place(path, is_socket).unwrap_err().to_string();
             assert!(error.contains("volumes.enabled") && error.contains(path), "{error}");
         }
-        assert!(LogReceiver::place(Path::new("/run/x"), true, &Volumes::default(), task).unwrap().is_some());
+        let everything = Volumes::default();
+        assert!(syslog.place(Path::new("/run/x"), true, &everything, task).unwrap().is_some());
+        let fluentd = receiver("fluentd", json!({})).unwrap();
+        for volumes in [&nothing, &everything] {
+            let error = fluentd.place(Path::new("/dev/log"), true, volumes, task).unwrap_err().to_string();
+            assert!(error.contains("fluentd-address") && error.contains("unix:///dev/log"), "{error}");
+        }
+        assert!(fluentd.place(Path::new("/run/x"), true, &everything, task).unwrap().is_some());
     }
 
     #[test]

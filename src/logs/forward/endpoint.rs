@@ -113,6 +113,11 @@ impl HostPath {
 }
 
 impl Endpoint {
+    /// Returns whether it is a unix socket of this host.
+    pub(super) fn is_of_host(&self) -> bool {
+        matches!(self, Self::Unix(_) | Self::UnixDatagram(_) | Self::LocalSyslog)
+    }
+
     /// Connects to the receiver. A UDP receiver is only looked up.
     ///
     /// # Errors

@@ -62,7 +62,11 @@ impl Syslog {
             }
         };
         let mut message = head.into_bytes();
-        message.extend_from_slice(&line.text);
+        if self.endpoint.is_of_host() {
+            message.extend(line.text.iter().map(|byte| harmless(*byte)));
+        } else {
+            message.extend_from_slice(&line.text);
+        }
         message.push(b'\n');
         let counts_bytes = matches!(self.endpoint, Endpoint::Tls { .. })
             && matches!(self.format, Format::Rfc5424 | Format::Rfc5424Micro);
@@ -75,6 +79,12 @@ impl Syslog {
         }
         Some(message)
     }
+}
+
+/// Replaces a control character. The host's syslog may take what follows a NUL for another message, with a facility that
+/// the task isn't to have.
+fn harmless(byte: u8) -> u8 {
+    if byte.is_ascii_control() && byte != b'\t' { b'_' } else { byte }
 }
 
 /// Returns a tag as RFC 5424 has it, where spaces end a field and an empty one is a dash.
@@ -118,6 +128,18 @@ mod tests {
         );
         let local = Endpoint::Unix(HostPath::of_host("/dev/log"));
         assert_eq!(sent(Format::Local, local, Stream::Stdout, ""), None);
+    }
+
+    #[test]
+    fn a_line_is_one_message_at_a_socket_of_the_host() {
+        let text = "a\0<86>sshd[1]: Accepted\r\x1b\x7f\tb \u{e9}";
+        let path = || HostPath::of_host("/dev/log");
+        for endpoint in [Endpoint::LocalSyslog, Endpoint::Unix(path()), Endpoint::UnixDatagram(path())] {
+            let message = sent(Format::Local, endpoint, Stream::Stdout, text).unwrap();
+            assert!(message.ends_with(": a_<86>sshd[1]: Accepted___\tb \u{e9}\n"), "{message:?}");
+        }
+        let elsewhere = sent(Format::Local, Endpoint::Tcp("a:1".to_owned()), Stream::Stdout, text).unwrap();
+        assert!(elsewhere.contains(text), "{elsewhere:?}");
     }
 
     #[test]
