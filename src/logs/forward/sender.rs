@@ -448,14 +448,12 @@ mod tests {
         );
         drop(first);
         // A write may succeed until the close is noticed.
+        let mut accept = Box::pin(listener.accept());
         let accepted = loop {
-            let send = async {
-                sender.send(vec![line("three")]).await;
-                sleep(Duration::from_millis(1)).await;
-            };
-            tokio::select! {
-                accepted = listener.accept() => break accepted,
-                () = send => {}
+            sender.send(vec![line("three")]).await;
+            sleep(Duration::from_millis(1)).await;
+            if let Some(accepted) = (&mut accept).now_or_never() {
+                break accepted;
             }
         };
         assert_eq!(read_line(&mut BufReader::new(accepted.unwrap().0)).await, "three");
