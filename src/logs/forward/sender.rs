@@ -33,6 +33,8 @@ const CONNECT_INTERVAL: Duration = Duration::from_millis(100);
 const DOWN_PAUSE: Duration = Duration::from_secs(10);
 const MAX_DOWN_PAUSE: Duration = Duration::from_secs(300);
 const MAX_WAIT: Duration = Duration::from_secs(60);
+/// Maximum number of bytes that a stream may hold back: when it breaks, their lines are sent again.
+const FLUSH_BYTES: usize = 16 << 10;
 /// Maximum length and nesting of a receiver's answer.
 const MAX_ACK_BYTES: usize = 1024;
 const MAX_ACK_DEPTH: usize = 8;
@@ -238,37 +240,38 @@ fn late(limit: Duration) -> io::Error {
     io::Error::new(ErrorKind::TimedOut, format!("it takes nothing for {limit:?}"))
 }
 
-/// Writes packets to a stream, and leaves in `rest` those that were not written whole, or not answered.
+/// Writes packets to a stream. Leaves in `rest`, at any time, those that are not written whole, or not answered.
 async fn send_stream(stream: &mut dyn ByteStream, rest: &mut &[Packet], limit: Duration) -> io::Result<()> {
     // Nobody reads what is written after the receiver has closed the connection.
     if let Some(Ok(0)) = stream.read(&mut [0; 64]).now_or_never() {
         return Err(ErrorKind::ConnectionAborted.into());
     }
-    let wants_acks = rest.iter().any(|packet| packet.ack.is_some());
-    let bytes: Vec<u8> = rest.iter().flat_map(|packet| packet.frames.iter().flatten()).copied().collect();
-    let ends = rest.iter().scan(0, |end, packet| {
+    let packets = *rest;
+    let wants_acks = packets.iter().any(|packet| packet.ack.is_some());
+    let bytes: Vec<u8> = packets.iter().flat_map(|packet| packet.frames.iter().flatten()).copied().collect();
+    let ends = packets.iter().scan(0, |end, packet| {
         *end += packet.frames.iter().map(Vec::len).sum::<usize>();
         Some(*end)
     });
     let ends: Vec<_> = ends.collect();
     let mut written = 0;
-    let outcome = async {
-        while written < bytes.len() {
-            match timeout(limit, stream.write(&bytes[written..])).await.map_err(|_| late(limit))?? {
-                0 => return Err(ErrorKind::WriteZero.into()),
-                length => written += length,
-            }
+    loop {
+        if !wants_acks {
+            *rest = &packets[ends.partition_point(|end| *end <= written)..];
         }
-        // What TLS holds back goes out only now.
-        timeout(limit, stream.flush()).await.map_err(|_| late(limit))?
-    };
-    let outcome = outcome.await;
-    if wants_acks {
-        outcome?;
-        return read_acks(stream, rest, limit).await;
+        if written == bytes.len() {
+            break;
+        }
+        let next = &bytes[written..bytes.len().min(written + FLUSH_BYTES)];
+        let length = timeout(limit, stream.write(next)).await.map_err(|_| late(limit))??;
+        if length == 0 {
+            return Err(ErrorKind::WriteZero.into());
+        }
+        // TLS holds back what it has taken, and loses that with the connection.
+        timeout(limit, stream.flush()).await.map_err(|_| late(limit))??;
+        written += length;
     }
-    *rest = &rest[ends.partition_point(|end| *end <= written)..];
-    outcome
+    if wants_acks { read_acks(stream, rest, limit).await } else { Ok(()) }
 }
 
 /// Reads the answers to packets, which `limit` is for as a whole.
@@ -384,9 +387,11 @@ fn is_too_large(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
     use std::time::SystemTime;
 
-    use tokio::io::{AsyncBufReadExt, BufReader};
+    use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, BufReader, ReadBuf};
     use tokio::net::TcpListener;
 
     use super::super::reports::tests::{Told, kept};
@@ -547,6 +552,62 @@ mod tests {
         drop(sender);
         let told = events.lock().unwrap();
         assert!(matches!(told.last(), Some(LogEvent::Unsent { lines: 1, .. })), "{told:?}");
+    }
+
+    /// A stream that holds back what it takes until it is flushed, which works a number of times.
+    struct HoldingBack {
+        held: usize,
+        sent: usize,
+        flushes: u32,
+        /// Whether it breaks then, rather than being slow.
+        breaks: bool,
+    }
+
+    impl AsyncRead for HoldingBack {
+        fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    impl AsyncWrite for HoldingBack {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            self.held += bytes.len();
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            if self.flushes == 0 {
+                return if self.breaks {
+                    Poll::Ready(Err(ErrorKind::BrokenPipe.into()))
+                } else {
+                    Poll::Pending
+                };
+            }
+            self.flushes -= 1;
+            self.sent += std::mem::take(&mut self.held);
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_stream_holds_back_is_not_sent() {
+        let packet = |bytes| Packet { frames: vec![vec![b'x'; bytes]], ack: None };
+        let packets = [packet(10 << 10), packet(10 << 10), packet(10 << 10)];
+        for (flushes, breaks, left) in [(0, true, 3), (1, true, 2), (1, false, 2), (2, true, 0)] {
+            let mut stream = HoldingBack { held: 0, sent: 0, flushes, breaks };
+            let mut rest = &packets[..];
+            let sent = send_stream(&mut stream, &mut rest, Duration::from_secs(10)).now_or_never();
+            assert_eq!(rest.len(), left, "{sent:?} after {} bytes", stream.sent);
+            assert_eq!(matches!(sent, Some(Ok(()))), left == 0);
+        }
     }
 
     #[tokio::test]
