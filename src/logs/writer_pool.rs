@@ -1,6 +1,6 @@
 //! The thread pool that writes log files. It is separate from the pool of the plugin's other blocking work, so that a
 //! disk that does not answer blocks none of that. Few threads write at once; those that such a disk blocks are replaced
-//! by others.
+//! by others. What takes the processor rather than a disk runs on it as well, apart from the writes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +10,8 @@ use tokio::sync::Semaphore;
 
 /// Maximum number of concurrent writes, not counting those that are held up.
 const MAX_CONCURRENT_WRITES: usize = 4;
+/// Maximum number of concurrent renderings.
+const MAX_CONCURRENT_RENDERINGS: usize = 2;
 /// Maximum wait for a permit. A write that gets none in that time starts without one.
 const PERMIT_TIMEOUT: Duration = Duration::from_millis(100);
 /// Time after which a write counts as held up and gives its permit back.
@@ -25,6 +27,7 @@ const THREAD_KEEP_ALIVE: Duration = Duration::from_secs(2);
 #[derive(Clone)]
 pub(crate) struct WriterPool {
     permits: Arc<Semaphore>,
+    renderings: Arc<Semaphore>,
     threads: Arc<Threads>,
 }
 
@@ -47,7 +50,11 @@ impl WriterPool {
             .thread_keep_alive(THREAD_KEEP_ALIVE)
             .build()?;
         let threads = Threads { handle: runtime.handle().clone(), runtime: Some(runtime) };
-        Ok(Self { permits: Arc::new(Semaphore::new(MAX_CONCURRENT_WRITES)), threads: Arc::new(threads) })
+        Ok(Self {
+            permits: Arc::new(Semaphore::new(MAX_CONCURRENT_WRITES)),
+            renderings: Arc::new(Semaphore::new(MAX_CONCURRENT_RENDERINGS)),
+            threads: Arc::new(threads),
+        })
     }
 
     /// Runs `work` on a thread of the pool. Calls `late` if it takes longer than [`LATE_AFTER`], whether or not it ends
@@ -69,6 +76,21 @@ impl WriterPool {
         late(LATE_AFTER);
         writing.await.ok()
     }
+
+    /// Runs `work`, which takes the processor and waits for nothing, on a thread of the pool, once fewer than
+    /// [`MAX_CONCURRENT_RENDERINGS`] others run. It takes nothing from the writes. `None` if `work` panicked.
+    pub(super) async fn render<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<T> {
+        let permit = Arc::clone(&self.renderings).acquire_owned().await.ok()?;
+        let work = move || {
+            // A caller that is gone doesn't end the work.
+            let _permit = permit;
+            work()
+        };
+        self.threads.handle.spawn_blocking(work).await.ok()
+    }
 }
 
 impl Drop for Threads {
@@ -83,6 +105,8 @@ impl Drop for Threads {
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc;
+
+    use futures::FutureExt;
 
     use super::*;
 
@@ -104,5 +128,27 @@ mod tests {
             assert_eq!(one.await.unwrap(), Some(true));
         }
         assert_eq!(pool.permits.available_permits(), MAX_CONCURRENT_WRITES);
+    }
+
+    #[tokio::test]
+    async fn renderings_take_nothing_from_the_writes_and_have_a_limit() {
+        let pool = WriterPool::new().unwrap();
+        let mut held = Vec::new();
+        for _ in 0..MAX_CONCURRENT_RENDERINGS {
+            let (let_go, wait) = mpsc::channel::<()>();
+            held.push(let_go);
+            // A caller that goes away leaves the rendering.
+            assert!(pool.render(move || wait.recv().is_err()).now_or_never().is_none());
+        }
+        assert_eq!(pool.permits.available_permits(), MAX_CONCURRENT_WRITES);
+        assert_eq!(pool.renderings.available_permits(), 0);
+        let next = tokio::spawn({
+            let pool = pool.clone();
+            async move { pool.render(|| 7).await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!next.is_finished());
+        drop(held);
+        assert_eq!(next.await.unwrap(), Some(7));
     }
 }

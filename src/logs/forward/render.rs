@@ -72,6 +72,12 @@ impl Renderer {
         (count, bytes)
     }
 
+    /// Returns the number of lines that have a message: docker sends no empty one by syslog and GELF.
+    pub(super) fn messages(&self, lines: &[Line]) -> u64 {
+        let sends_empty = matches!(self.protocol, Protocol::Journald | Protocol::Fluentd(_));
+        lines.iter().filter(|line| sends_empty || !line.text.is_empty()).count() as u64
+    }
+
     /// Returns the messages of lines, of which the first has the number `first`, and the number of lines that are too
     /// large for the protocol.
     pub(super) fn render(&self, lines: &[Line], first: u64) -> (Vec<Packet>, u64) {
@@ -137,6 +143,17 @@ mod tests {
         assert!(renderer(1).batch(&lines).0 > 100);
         assert_eq!(renderer(1).batch(&[line(BATCH_BYTES), line(1)]).0, 1);
         assert_eq!(renderer(1).batch(&[]), (0, 0));
+    }
+
+    #[test]
+    fn an_empty_line_has_a_message_where_docker_sends_one() {
+        let lines = [line(0), line(1)];
+        for (protocol, count) in [(renderer(1).protocol, 1), (Protocol::Journald, 2)] {
+            let renderer = Renderer::new(&forwarding(protocol));
+            let (packets, _) = renderer.render(&lines, 1);
+            assert_eq!(packets.iter().filter(|packet| !packet.frames.is_empty()).count(), count);
+            assert_eq!(renderer.messages(&lines), count as u64);
+        }
     }
 
     #[test]

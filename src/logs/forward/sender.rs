@@ -126,6 +126,10 @@ impl Sender {
 
     async fn send(&mut self, mut lines: Vec<Line>) {
         while !lines.is_empty() {
+            if self.reconnecting.as_ref().is_some_and(|reconnecting| !reconnecting.is_finished()) {
+                self.give_up(&lines);
+                return;
+            }
             let (count, bytes) = self.renderer.batch(&lines);
             let rest = lines.split_off(count);
             let packets = self.render(std::mem::replace(&mut lines, rest), bytes).await;
@@ -138,6 +142,13 @@ impl Sender {
         }
     }
 
+    /// Counts lines that are not sent, without the work of rendering them.
+    fn give_up(&mut self, lines: &[Line]) {
+        self.ordinal += lines.len() as u64;
+        self.unsent.store(0, Ordering::Relaxed);
+        self.reports.lost(Loss::Unreachable, self.renderer.messages(lines));
+    }
+
     /// Renders a batch, off the async threads if it takes its time.
     async fn render(&mut self, lines: Vec<Line>, bytes: usize) -> Vec<Packet> {
         let (first, count) = (self.ordinal, lines.len() as u64);
@@ -146,7 +157,7 @@ impl Sender {
             self.renderer.render(&lines, first)
         } else {
             let renderer = Arc::clone(&self.renderer);
-            match self.pool.run(move || renderer.render(&lines, first), |_| ()).await {
+            match self.pool.render(move || renderer.render(&lines, first)).await {
                 Some(rendered) => rendered,
                 None => {
                     tracing::error!("the rendering of a task's output for its log receiver panicked");
@@ -163,11 +174,6 @@ impl Sender {
         let rest = &mut unsent.packets;
         let (mut wait, mut left) = (retries.wait, retries.count);
         if let Some(reconnecting) = self.reconnecting.take() {
-            if !reconnecting.is_finished() {
-                self.reconnecting = Some(reconnecting);
-                self.reports.lost(Loss::Unreachable, messages(std::mem::take(rest)));
-                return;
-            }
             self.connection = reconnecting.await.ok();
             left = 0;
         }
@@ -552,6 +558,18 @@ mod tests {
         drop(sender);
         let told = events.lock().unwrap();
         assert!(matches!(told.last(), Some(LogEvent::Unsent { lines: 1, .. })), "{told:?}");
+    }
+
+    #[tokio::test]
+    async fn lines_are_not_rendered_for_a_receiver_that_is_down() {
+        let (mut sender, events) = sender(syslog(Endpoint::Tcp("127.0.0.1:1".to_owned())));
+        sender.reconnecting = Some(AbortOnDropHandle::new(tokio::spawn(std::future::pending())));
+        let large = "x".repeat(2 * INLINE_BYTES);
+        let sent = sender.send(vec![line(&large), line(""), line("two")]).now_or_never();
+        assert!(sent.is_some(), "a thread renders them");
+        drop(sender);
+        let told = events.lock().unwrap();
+        assert!(matches!(&told[..], [LogEvent::Unsent { lines: 2, .. }]), "{told:?}");
     }
 
     /// A stream that holds back what it takes until it is flushed, which works a number of times.
