@@ -118,12 +118,15 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     println!("{} jobs", jobs.len());
-    let table = on_both_sides(args, |sides, _| compare_all(args, sides, &jobs))?;
-    print!("{}\n{}", table.open_ends(), table.text());
-    if let Some(path) = &args.page {
-        println!("explanations that were of no use: {:?}", table.unused());
-        page::write_into(path, FRAME, &table.text())?;
-    }
+    let table = on_both_sides(args, |sides, _| {
+        let table = compare_all(args, sides, &jobs)?;
+        print!("{}\n{}", table.open_ends(), table.text());
+        if let Some(path) = &args.page {
+            println!("explanations that were of no use: {:?}", table.unused());
+            page::write_into(path, FRAME, &table.text())?;
+        }
+        Ok(table)
+    })?;
     Ok(if table.is_well() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -17,6 +17,7 @@ use crate::fixture::process::tail;
 use crate::fixture::{Containerd, Dockerd, DockerdSetup, Form, Registry, RegistrySettings};
 use crate::leaks::census::{Census, daemon};
 use crate::leaks::report::LeakCheck;
+use crate::leaks::sweep;
 
 /// Repository and tag of the image that docker's driver has the networks of groups kept by.
 const KEEPER: [&str; 2] = ["keeper", "latest"];
@@ -280,6 +281,10 @@ impl DockerNode<'_> {
     /// Fails with everything that is left.
     pub fn stop(&mut self) -> Result<()> {
         self.agent.stop()?;
+        if self.dockerd.is_some() {
+            // The agent leaves directories of tasks mounted that its own docker driver has failed to start.
+            sweep::unmount_under(&self.directory.join("agent"));
+        }
         let leaks = self.agent.leaks();
         ensure!(leaks.is_empty(), "an agent left behind:\n  {}", leaks.join("\n  "));
         if let Some(mut dockerd) = self.dockerd.take() {
