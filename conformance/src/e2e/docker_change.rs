@@ -1,11 +1,11 @@
 //! A node changes from Nomad's own docker driver to this one and back, by the file `docker` in the agent's `plugin_dir`
-//! alone. Each case has a node of its own, with a dockerd.
+//! and the options that only one of them has. Each case has a node of its own, with a dockerd.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
-use harness::agent::{Allocation, SOON};
+use harness::agent::{Allocation, SOON, poll};
 use harness::context::agent::{AgentContext, eventually};
 use harness::context::{DockerCluster, DockerDriver, DockerNode, DockerNodeSetup};
 use harness::environment::TestEnvironment;
@@ -48,7 +48,7 @@ fn there_without_a_drain_and_back_and_there_with_one(
         serves(node, &first, 2).context("the task that dockerd has ended")?;
         the_only_container(node, DockerDriver::Ours)?;
         has_none(node, DockerDriver::Nomads)?;
-        let loggers = node.agent.kill_docker_loggers()?;
+        let loggers = node.agent.end_docker_loggers()?;
         ensure!(loggers == 1, "{loggers} processes of docker's driver were left");
 
         drain(node, &first)?;
@@ -123,9 +123,7 @@ fn on_a_node(
     drop(environment);
     played?;
     ensure!(!directory.exists(), "{} is still there", directory.display());
-    let left = find_processes(&directory);
-    ensure!(left.is_empty(), "these are still there: {left:?}");
-    Ok(())
+    eventually("end of the processes", || Ok(find_processes(&directory).is_empty()))
 }
 
 fn play(
@@ -174,9 +172,10 @@ fn the_only_container(node: &DockerNode<'_>, driver: DockerDriver) -> Result<Str
     Ok(containers.concat())
 }
 
-/// Waits until a driver has no container.
+/// Waits until a driver has no container. A plugin that stood still gives the agent all of its grace again.
 fn has_none(node: &DockerNode<'_>, driver: DockerDriver) -> Result<()> {
-    eventually(&format!("end of the containers of {driver:?}"), || Ok(node.containers_of(driver)?.is_empty()))
+    let is_so = || Ok(node.containers_of(driver)?.is_empty());
+    poll(&format!("end of the containers of {driver:?}"), 4 * SOON, is_so)
 }
 
 fn remove_container(node: &DockerNode<'_>, container: &str) -> Result<()> {
@@ -203,7 +202,8 @@ fn is_refused(node: &DockerNode<'_>, id: &str, container: &str) -> Result<()> {
     for words in [format!("main-{id} ({shown})"), format!("\"docker rm -f {shown}\"")] {
         ensure!(said.contains(&words), "the error doesn't have {words:?}: {said}");
     }
-    has_logged(&node.agent.log(), &format!("Nomad's own docker driver, for dockerd's container {shown}"))?;
+    let words = format!("Nomad's own docker driver, for dockerd's container {shown}");
+    eventually("refusal in the agent's log", || Ok(log_of(node)?.contains(&words)))?;
     node.agent.allocation_until(id, "another try", SOON, tried(2))?;
     has_none(node, DockerDriver::Ours)?;
     ensure!(starts(node, id)? == 1, "it was started beside itself");
@@ -211,10 +211,8 @@ fn is_refused(node: &DockerNode<'_>, id: &str, container: &str) -> Result<()> {
     page_is(&node.agent.allocation(id)?.port("http")?.address(), "1")
 }
 
-fn has_logged(log: &Path, words: &str) -> Result<()> {
-    let text = String::from_utf8_lossy(&fs::read(log)?).into_owned();
-    ensure!(text.contains(words), "the agent's log doesn't have {words:?}");
-    Ok(())
+fn log_of(node: &DockerNode<'_>) -> Result<String> {
+    Ok(String::from_utf8_lossy(&fs::read(node.agent.log())?).into_owned())
 }
 
 /// Drains the node, and waits until this allocation has ended.

@@ -9,7 +9,7 @@ job "moved" {
     restart {
       attempts = 100
       interval = "10m"
-      delay    = "1s"
+      delay    = "5s"
       mode     = "delay"
     }
 

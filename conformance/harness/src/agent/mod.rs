@@ -116,16 +116,16 @@ impl Agent {
         processes::running(&self.setup.nomad).into_iter().filter(|pid| is_told(*pid, "logmon")).collect()
     }
 
-    /// Kills the processes by which Nomad's own docker driver reads the output of its tasks, and returns how many there
+    /// Ends the processes by which Nomad's own docker driver reads the output of its tasks, and returns how many there
     /// were. They outlive an agent, also one that comes back with another driver.
     ///
     /// # Errors
-    /// Fails if one can't be killed.
-    pub fn kill_docker_loggers(&self) -> Result<usize> {
+    /// Fails if one doesn't end.
+    pub fn end_docker_loggers(&self) -> Result<usize> {
         let loggers: Vec<_> =
             self.leaks.processes().into_iter().filter(|pid| is_told(*pid, "docker_logger")).collect();
         for logger in &loggers {
-            kill(Pid::from_raw(*logger), Signal::SIGKILL)?;
+            kill(Pid::from_raw(*logger), Signal::SIGTERM)?;
         }
         poll("end of docker's loggers", SOON, || {
             Ok(loggers.iter().all(|logger| !processes::alive(*logger)))

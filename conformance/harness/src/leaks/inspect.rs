@@ -136,6 +136,18 @@ pub(crate) fn cgroups_named(task: &str) -> Vec<PathBuf> {
     found
 }
 
+/// Finds the cgroups of this name at the top of each hierarchy, and those nested in them, each after its parent.
+pub(crate) fn top_cgroups(name: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for hierarchy in children(Path::new(CGROUPS)).into_iter().chain([PathBuf::from(CGROUPS)]) {
+        let group = hierarchy.join(name);
+        if group.is_dir() && !group.is_symlink() {
+            add_with_nested(group, &mut found);
+        }
+    }
+    found
+}
+
 fn add_with_nested(group: PathBuf, found: &mut Vec<PathBuf>) {
     let nested = children(&group).into_iter().filter(|child| child.is_dir() && !child.is_symlink());
     found.push(group);

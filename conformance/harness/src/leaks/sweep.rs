@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::inspect::{
-    active_snapshots, cgroups_named, dead_shim_sockets, find_processes, listed, mounts_under,
+    active_snapshots, cgroups_named, dead_shim_sockets, find_processes, listed, mounts_under, top_cgroups,
 };
 use crate::fixture::containerd::{Containerd, DOCKERS_NAMESPACE, NAMESPACE};
 
@@ -74,9 +74,18 @@ pub fn unmount_under(directory: &Path) {
 
 /// Kills all processes in the cgroups of this name and in those nested in them, and removes all, the innermost first.
 pub fn cgroups(name: &str) {
+    end_cgroups(|| cgroups_named(name));
+}
+
+/// Does the same as [`cgroups`] for those of this name at the top of each hierarchy, as dockerd's containers have.
+pub(crate) fn cgroups_at_the_top(name: &str) {
+    end_cgroups(|| top_cgroups(name));
+}
+
+fn end_cgroups(found: impl Fn() -> Vec<PathBuf>) {
     let deadline = Instant::now() + END_LIMIT;
     loop {
-        let groups = cgroups_named(name);
+        let groups = found();
         if groups.is_empty() || Instant::now() > deadline {
             return;
         }
