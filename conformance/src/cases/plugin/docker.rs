@@ -55,7 +55,7 @@ async fn a_plugin_file_of_that_name_answers_as_docker(case: &CaseContext) -> Res
         ensure!(attribute(&found, name) == wanted, "{name} is {:?}", attribute(&found, name));
     }
     for (name, word) in
-        [("version", "26."), ("bridge_ip", "10.201."), ("runtimes", "runc"), ("containerd_version", ".")]
+        [("version", "28."), ("bridge_ip", "10.201."), ("runtimes", "runc"), ("containerd_version", ".")]
     {
         let value = attribute(&found, &format!("driver.docker.{name}"));
         let has = matches!(&value, Some(Value::StringVal(text)) if text.contains(word));
