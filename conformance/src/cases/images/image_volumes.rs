@@ -148,7 +148,7 @@ async fn paths_at_which_no_volume_can_be_are_refused(case: &CaseContext, plugin:
         ("file", &["/etc/passwd"], "a file"),
         ("many", &many, "1000 volumes"),
     ] {
-        let image = push(case, name, volumes, |_| Ok(()))?;
+        let image = push(case, &format!("volumes-at-{name}"), volumes, |_| Ok(()))?;
         let task = case.prepare(plugin, &config! { image = image, command = "true" }).await?;
         let answer = plugin.start_task(task.config.clone()).await;
         refused(answer, &["VOLUME", word, "image_volumes"]).context(name)?;

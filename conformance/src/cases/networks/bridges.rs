@@ -14,7 +14,7 @@ use serde_json::json;
 use crate::cases::support::web_server::{
     PORT, SERVE, fetch_hostname, network_override, offer, port, server, serving, with,
 };
-use crate::cases::support::{cases, ensure_eq, refused};
+use crate::cases::support::{cases, ensure_eq, is_recoverable, refused};
 
 cases!["bridges":
     the_bridge_and_its_addresses_are_the_operators_choice,
@@ -47,15 +47,20 @@ async fn an_address_of_another_interface_is_refused_for_the_bridge(case: &CaseCo
     let other = format!("{}x", bridge.name);
     let first = format!("{}1", bridge.subnet.split("0/").next().context("no subnet")?);
     let ip = |arguments: &[&str]| process::output(Command::new("ip").args(arguments));
-    let mut plugin = case.plugin().await?;
-    let config = with(case, "true", &[("network_mode", json!("bridge"))]);
-    let task = case.prepare(&plugin, &config).await?;
     ip(&["link", "add", &other, "type", "bridge"])?;
-    let added = ip(&["address", "add", &format!("{first}/32"), "dev", &other]);
-    let answer = plugin.start_task(task.config.clone()).await;
+    // Before the plugin: it looks until it has found no such interface once.
+    let refused_start = async {
+        ip(&["address", "add", &format!("{first}/32"), "dev", &other])?;
+        let plugin = case.plugin().await?;
+        let config = with(case, "true", &[("network_mode", json!("bridge"))]);
+        let task = case.prepare(&plugin, &config).await?;
+        anyhow::Ok((plugin.start_task(task.config.clone()).await, plugin, config))
+    };
+    let tried = refused_start.await;
     ip(&["link", "delete", &other])?;
-    added?;
-    refused(answer, &["bridge_network_subnet", &other, &first])?;
+    let (answer, mut plugin, config) = tried?;
+    let status = refused(answer, &["bridge_network_subnet", &other, &first])?;
+    ensure!(is_recoverable(&status)?, "the interface may go: {status}");
     case.nothing_left()?;
     let task = case.run(&plugin, &config).await?;
     ensure_eq!(task.wait(&plugin).await?.exit_code, 0);
