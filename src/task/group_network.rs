@@ -13,8 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::error::{Error, Result};
-use super::start::settable_network_parameters;
-use super::{Settings, Slot, Tasks};
+use super::{Settings, Slot, Tasks, network_parameters};
 use crate::sys::error_chain::Chained;
 use crate::sys::{blocking, host_files, netns};
 
@@ -131,7 +130,7 @@ impl Tasks {
             // The file is there without the namespace after a reboot, and where a plugin was killed in between.
             netns::remove(&path).await?;
             blocking::run(move || make_directory(&directory)).await?;
-            let parameters = blocking::run(settable_network_parameters).await;
+            let parameters = blocking::run(network_parameters::settable).await;
             netns::create_with(&path, parameters).await?;
             Ok(GroupNetwork { path, created: true })
         };

@@ -31,6 +31,7 @@ mod log_receiver;
 mod model;
 mod mounts;
 mod network;
+mod network_parameters;
 mod output;
 mod recover;
 mod restore;

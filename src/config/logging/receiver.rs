@@ -10,7 +10,8 @@ use regex_lite::{Regex, RegexBuilder};
 use super::options::{Options, refused};
 use super::tag::{self, TagPart};
 use crate::config::ConfigError;
-use crate::config::plugin::{Access, ResolvedPath, TaskDirectory, Volumes};
+use crate::config::plugin::resolved_path::{Access, ResolvedPath, TaskDirectory};
+use crate::config::plugin::volumes::Volumes;
 
 /// Default and maximum size of the buffer of a task whose output doesn't wait for its receiver.
 const DEFAULT_BUFFER_BYTES: u64 = 1_000_000;

@@ -12,11 +12,11 @@ mod logs;
 mod network;
 mod other_drivers;
 mod pulls;
-mod resolved_path;
+pub(in crate::config) mod resolved_path;
 mod runtime;
 mod security;
 mod start_limit;
-mod volumes;
+pub(in crate::config) mod volumes;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -49,7 +49,6 @@ use crate::spec::{self, BoundFile, ImageVolume, StagedSource};
 use crate::sys::error_chain::Chained;
 use disk_full::is_full;
 use first::First;
-pub(super) use host_facts::settable_network_parameters;
 use image_volumes::Volumes;
 pub(super) use image_volumes::check_not_filled;
 pub(super) use labels::OWNER_LABEL;
