@@ -19,6 +19,8 @@ pub(crate) struct DefaultNetwork {
     pub bridge: String,
     /// Subnets in CIDR notation; a task gets an address of each.
     pub subnets: Vec<String>,
+    /// Addresses that the bridge itself is to have, one of each subnet.
+    pub addresses: Vec<IpAddr>,
     /// Whether a task can reach itself by a port of the host.
     pub hairpin: bool,
     /// Directory in which the IPAM plugin keeps the addresses in use.
@@ -26,13 +28,14 @@ pub(crate) struct DefaultNetwork {
 }
 
 impl DefaultNetwork {
-    /// Checks that none of the bridge's `own` addresses is one of another interface, by the addresses of all interfaces.
+    /// Checks that none of the bridge's addresses is one of another interface, by the addresses of all interfaces.
     /// Of two bridges with one subnet, as of two drivers of a node, the kernel would send to one alone.
     ///
     /// # Errors
     /// Names the option, the interface and the address.
-    pub(super) fn check_addresses(&self, own: &[IpAddr], all: &[(String, IpAddr)]) -> Result<(), Error> {
-        let others = |(name, address): &&(String, IpAddr)| *name != self.bridge && own.contains(address);
+    pub(super) fn check_addresses(&self, all: &[(String, IpAddr)]) -> Result<(), Error> {
+        let others =
+            |(name, address): &&(String, IpAddr)| *name != self.bridge && self.addresses.contains(address);
         let Some((name, address)) = all.iter().find(others) else { return Ok(()) };
         let what = if address.is_ipv6() {
             "the plugin option bridge_network_subnet_ipv6"
@@ -54,7 +57,7 @@ impl DefaultNetwork {
     pub(super) fn network(&self) -> Result<Network, Error> {
         check_name("network", &self.name)?;
         check_interface(&self.bridge)?;
-        let Self { name, bridge, subnets, hairpin, leases } = self;
+        let Self { name, bridge, subnets, addresses: _, hairpin, leases } = self;
         let ranges: Vec<Value> = subnets.iter().map(|subnet| json!([{"subnet": subnet}])).collect();
         let everywhere =
             |subnet: &String| json!({"dst": if subnet.contains(':') { "::/0" } else { "0.0.0.0/0" }});
@@ -108,14 +111,14 @@ mod tests {
             name: "nomad-docker-docker".to_owned(),
             bridge: "nomad-docker".to_owned(),
             subnets: vec!["172.26.96.0/20".to_owned(), "fd00:1::/64".to_owned()],
+            addresses: ["172.26.96.1", "fd00:1::1"].map(|address| address.parse().unwrap()).to_vec(),
             hairpin: false,
             leases: "/run/x/leases".into(),
         };
-        let own = ["172.26.96.1", "fd00:1::1"].map(|address| address.parse::<IpAddr>().unwrap());
         let check = |interface: &str, address: &str| {
             let all = [("lo", "127.0.0.1"), (interface, address)];
             let all = all.map(|(name, address)| (name.to_owned(), address.parse::<IpAddr>().unwrap()));
-            network.check_addresses(&own, &all)
+            network.check_addresses(&all)
         };
         check("nomad-docker", "172.26.96.1").unwrap();
         check("eth0", "10.0.0.5").unwrap();

@@ -25,7 +25,6 @@ mod version_cache;
 #[cfg(test)]
 mod tests;
 
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -122,16 +121,16 @@ impl Cni {
         Ok(network)
     }
 
-    /// Checks, until it is so, that none of the built-in bridge's `own` addresses is another interface's.
+    /// Checks, until it is so, that none of the built-in bridge's addresses is another interface's.
     ///
     /// # Errors
     /// Names the plugin option, the interface and the address.
-    pub(crate) async fn check_bridge(&self, own: &[IpAddr]) -> Result<(), Error> {
+    pub(crate) async fn check_bridge(&self) -> Result<(), Error> {
         let check = || async move {
             let listed = blocking::run(netns::hosts_interfaces).await;
             let all =
                 listed.map_err(Error::io("list the addresses of", Path::new("the host's interfaces")))?;
-            self.default.check_addresses(own, &all)
+            self.default.check_addresses(&all)
         };
         self.bridge_checked.get_or_try_init(check).await?;
         Ok(())

@@ -2,7 +2,6 @@
 //!
 //! Source of the facts: the CNI specification 1.1, section 2, STATUS.
 
-use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -25,14 +24,13 @@ pub(super) struct StatusCache {
 }
 
 impl Cni {
-    /// Returns whether the built-in network can be joined, by the plugins' answer, which may be some seconds old. Its
-    /// bridge is to have the `own` addresses.
-    pub(crate) async fn is_ready(&self, own: &[IpAddr]) -> bool {
+    /// Returns whether the built-in network can be joined, by the plugins' answer, which may be some seconds old.
+    pub(crate) async fn is_ready(&self) -> bool {
         let cached = *self.status.cached.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, ready)) = cached.filter(|(since, _)| since.elapsed() < CACHE_TTL) {
             return ready;
         }
-        let answer = tokio::time::timeout(STATUS_TIMEOUT, self.status(own)).await;
+        let answer = tokio::time::timeout(STATUS_TIMEOUT, self.status()).await;
         let ready = matches!(answer, Ok(Ok(())));
         if cached.is_none_or(|(_, before)| before != ready) {
             match answer {
@@ -49,8 +47,8 @@ impl Cni {
 
     /// Asks the plugins of the built-in network whether they could attach. Plugins of before version 1.1 can't be
     /// asked: it is only checked that they are there.
-    async fn status(&self, own: &[IpAddr]) -> Result<(), Error> {
-        self.check_bridge(own).await?;
+    async fn status(&self) -> Result<(), Error> {
+        self.check_bridge().await?;
         let network = self.network(None).await?;
         if network.version() < Version::WITH_STATUS {
             return Ok(());

@@ -39,6 +39,7 @@ impl Fixture {
             name: "own".to_owned(),
             bridge: "own0".to_owned(),
             subnets: vec!["10.9.0.0/24".to_owned()],
+            addresses: Vec::new(),
             hairpin: true,
             leases: directory.path().join("leases"),
         };
@@ -121,7 +122,7 @@ impl Fixture {
 async fn plugins_get_the_environment_of_the_specification_and_path_only() {
     let fixture = Fixture::new("1.0.0", &[("one", ANSWER)]);
     let added = fixture.add().await.unwrap();
-    assert_eq!(added.addresses, ["10.9.0.2".parse::<IpAddr>().unwrap()]);
+    assert_eq!(added.addresses, ["10.9.0.2".parse::<std::net::IpAddr>().unwrap()]);
     let environment = fs::read_to_string(fixture.path("one.ADD.env")).unwrap();
     let mut lines: Vec<&str> = environment
         .lines()
@@ -472,12 +473,12 @@ async fn a_missing_plugin_is_reported_before_any_plugin_runs() {
 #[tokio::test]
 async fn readiness_of_the_built_in_network_follows_the_status_command() {
     let fixture = Fixture::new("1.0.0", &[("one", ANSWER)]);
-    assert!(!fixture.cni.is_ready(&[]).await, "there are no plugins");
+    assert!(!fixture.cni.is_ready().await, "there are no plugins");
     let statuses = |fixture: &Fixture| fixture.order().iter().filter(|line| line.ends_with("STATUS")).count();
     for (speaks, count) in [("\"1.0.0\"", 0), ("\"1.0.0\", \"1.1.0\"", 4)] {
         let fixture = Fixture::new("1.0.0", &[("one", ANSWER)]);
         fixture.built_in(speaks);
-        assert!(fixture.cni.is_ready(&[]).await && fixture.cni.is_ready(&[]).await);
+        assert!(fixture.cni.is_ready().await && fixture.cni.is_ready().await);
         assert_eq!(statuses(&fixture), count);
     }
     let fixture = Fixture::new("1.0.0", &[("one", ANSWER)]);
@@ -485,7 +486,7 @@ async fn readiness_of_the_built_in_network_follows_the_status_command() {
     let full = "[ $CNI_COMMAND = VERSION ] && { echo '{\"supportedVersions\": [\"1.1.0\"]}'; exit 0; }
         echo '{\"code\": 50, \"msg\": \"full\"}'; exit 1";
     fixture.plugin("firewall", full);
-    assert!(!fixture.cni.is_ready(&[]).await);
+    assert!(!fixture.cni.is_ready().await);
     assert_eq!(statuses(&fixture), 2);
     let environment = fs::read_to_string(fixture.path("bridge.STATUS.env")).unwrap();
     assert!(!environment.contains("CNI_CONTAINERID"), "{environment}");

@@ -87,8 +87,7 @@ async fn look(settings: Option<&Settings>, tasks: &Tasks) -> Found {
         return answer(HealthState::Undetected, why, Facts::default());
     }
     let mut facts = Facts::of(&settings.config);
-    let bridge = settings.config.networks.bridge.addresses();
-    facts.bridge_network = settings.cni.is_ready(&bridge).await;
+    facts.bridge_network = settings.cni.is_ready().await;
     if settings.config.name.is_docker() {
         facts.runtimes = settings.runtimes().await.join(",");
     }

@@ -147,18 +147,10 @@ impl LogPaths {
         Ok([one(&self.stdout)?, one(&self.stderr)?])
     }
 
-    /// Opens stdout and stderr for writing, each if it has a pipe, whether or not anybody reads yet. They are not open
-    /// for reading, so that a write fails while nobody reads, rather than waits for nobody.
-    ///
-    /// # Errors
-    /// Refuses a path that is not a named pipe, as [`Self::hold_open`] does.
-    pub(crate) fn writers(&self) -> Result<[Option<OwnedFd>; 2], Error> {
-        let [stdout, stderr] = self.each_writer();
-        Ok([stdout.transpose()?, stderr.transpose()?])
-    }
-
-    /// Opens stdout and stderr like [`Self::writers`], whether or not the other one can be opened.
-    pub(crate) fn each_writer(&self) -> [Option<Result<OwnedFd, Error>>; 2] {
+    /// Opens stdout and stderr for writing, each if it has a pipe, whether or not anybody reads yet, and whether or not the
+    /// other one can be opened. They are not open for reading, so that a write fails while nobody reads, rather than waits
+    /// for nobody. A path that is not a named pipe is refused, as [`Self::hold_open`] does.
+    pub(crate) fn writers(&self) -> [Option<Result<OwnedFd, Error>>; 2] {
         let one = |path| unless_disabled(path).map(writer);
         [one(&self.stdout), one(&self.stderr)]
     }
@@ -437,7 +429,7 @@ mod tests {
     fn a_write_to_a_log_pipe_fails_while_nobody_reads() {
         let directory = tempfile::tempdir().unwrap();
         let logs = pipe_at(directory.path());
-        let [Some(writer), None] = logs.writers().unwrap() else { panic!("one stream has a pipe") };
+        let [Some(Ok(writer)), None] = logs.writers() else { panic!("one stream has a pipe") };
         let mut writer = File::from(writer);
         for _ in 0..2 {
             assert_eq!(writer.write_all(b"x").unwrap_err().kind(), ErrorKind::BrokenPipe);
@@ -456,7 +448,7 @@ mod tests {
         std::os::unix::fs::symlink(&there.stdout, &link).unwrap();
         for other in [directory.path().join("missing"), file, link] {
             let logs = LogPaths { stderr: other.clone(), ..there.clone() };
-            let [Some(Ok(_)), Some(Err(error))] = logs.each_writer() else { panic!("{other:?} is no pipe") };
+            let [Some(Ok(_)), Some(Err(error))] = logs.writers() else { panic!("{other:?} is no pipe") };
             assert!(error.is_no_pipe(), "{error}");
         }
     }

@@ -1,9 +1,7 @@
-//! Networks of IP addresses, in CIDR notation, and the host's own addresses.
+//! Networks of IP addresses, in CIDR notation.
 
-use std::io;
 use std::net::IpAddr;
 
-use nix::ifaddrs::getifaddrs;
 use serde::{Deserialize, Serialize};
 
 /// The addresses that begin with the same bits.
@@ -41,19 +39,6 @@ impl IpNetwork {
     }
 }
 
-/// Returns the addresses of the host's interfaces.
-///
-/// # Errors
-/// When the kernel doesn't tell.
-pub(crate) fn of_host() -> io::Result<Vec<IpAddr>> {
-    let addresses = getifaddrs()?.filter_map(|interface| {
-        let address = interface.address?;
-        let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
-        v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
-    });
-    Ok(addresses.collect())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -70,10 +55,5 @@ mod tests {
         for wrong in ["", "10.0.0.0/33", "10.0.0/8", "a", "::/129", "10.0.0.0/-1", "10.0.0.0/"] {
             assert_eq!(IpNetwork::parse(wrong), None, "{wrong}");
         }
-    }
-
-    #[test]
-    fn the_host_has_a_loopback_address() {
-        assert!(of_host().unwrap().iter().any(IpAddr::is_loopback));
     }
 }

@@ -495,6 +495,7 @@ mod tests {
         let moved = ["fd00::1", "10.0.0.1", "10.0.0.2"].map(address);
         assert_eq!(with_first(found, Some(address("fd00::1"))), moved);
         let all = hosts_interfaces().unwrap();
+        assert!(all.iter().any(|(_, address)| address.is_loopback()), "{all:?}");
         for address in hosts_addresses().await.unwrap() {
             assert!(is_global(address) && all.iter().any(|(_, found)| *found == address), "{address}");
         }

@@ -84,7 +84,7 @@ impl Known {
 
     /// Forgets the claims of allocations without a network, and returns those whose network is yet to be removed.
     fn at_sweep(&mut self, there: &[Found]) -> Vec<String> {
-        let has_network = |id: &String| there.iter().any(|found| found.alloc_id() == Some(id.as_str()));
+        let has_network = |id: &String| there.iter().any(|found| id_of(&found.path) == *id);
         self.claimed.retain(has_network);
         self.doomed.iter().cloned().collect()
     }
@@ -96,12 +96,6 @@ struct Found {
     path: PathBuf,
     /// Whether a namespace is bound to it.
     is_bound: bool,
-}
-
-impl Found {
-    fn alloc_id(&self) -> Option<&str> {
-        self.path.file_name()?.to_str()
-    }
 }
 
 impl Tasks {
@@ -393,7 +387,7 @@ mod tests {
         make_directory(&directory).unwrap();
         fs::create_dir(directory.join("a")).unwrap();
         let found = Found { path: directory.join("a"), is_bound: false };
-        assert_eq!(found.alloc_id(), Some("a"));
+        assert_eq!(id_of(&found.path), "a");
         assert_eq!(list(&directory).unwrap(), [found]);
         assert!(list(Path::new("/dev/null")).is_err(), "a list that can't be read is not an empty one");
         let error = make_directory(&directory.join("b").join("c")).unwrap_err();

@@ -328,7 +328,7 @@ async fn plugins(
     mode: Option<&NetworkMode>,
 ) -> Result<cni::Network> {
     if name.is_none() {
-        settings.cni.check_bridge(&settings.config.networks.bridge.addresses()).await?;
+        settings.cni.check_bridge().await?;
     }
     let found = settings.cni.network(name).await;
     found.map_err(|error| match (&error, mode) {

@@ -135,7 +135,7 @@ impl Output {
     /// Names the path that is no pipe.
     pub(super) async fn open_nomads(&self) -> Result<Vec<OwnedFd>> {
         let Some(pipes) = &self.nomads_pipes else { return Ok(Vec::new()) };
-        Ok(writers(pipes).await?.into_iter().map(|(_, pipe)| pipe).collect())
+        Ok(writers(pipes).await?.map(|(_, pipe)| pipe).collect::<std::result::Result<_, _>>()?)
     }
 
     /// Checks that the log receiver can be reached, if there is one.
@@ -176,12 +176,15 @@ fn nomads_pipes(collection: LogCollection, config: &pb::TaskConfig) -> Option<Lo
     Some(nomads(config)).filter(|pipes| collection == LogCollection::Nomad && *pipes != nowhere())
 }
 
-/// Opens Nomad's pipes for writing, by their streams.
-async fn writers(paths: &LogPaths) -> Result<Vec<(Stream, OwnedFd)>> {
+/// A pipe of Nomad's, or the reason that it can't be opened.
+type PipeResult = std::result::Result<OwnedFd, shim::Error>;
+
+/// Opens Nomad's pipes for writing, those that there are, by their streams.
+async fn writers(paths: &LogPaths) -> Result<impl Iterator<Item = (Stream, PipeResult)>> {
     let (paths, place) = (paths.clone(), paths.stdout.clone());
-    let writers = off_thread(&place, "the task's log pipes", move || Ok(paths.writers()?)).await?;
+    let writers = off_thread(&place, "the task's log pipes", move || Ok(paths.writers())).await?;
     let pipes = [Stream::Stdout, Stream::Stderr].into_iter().zip(writers);
-    Ok(pipes.filter_map(|(stream, pipe)| Some((stream, pipe?))).collect())
+    Ok(pipes.filter_map(|(stream, pipe)| Some((stream, pipe?))))
 }
 
 /// Opens Nomad's pipes like [`writers`]. A pipe that is gone, or in whose place is something else, is left out and told
@@ -190,17 +193,14 @@ async fn writers(paths: &LogPaths) -> Result<Vec<(Stream, OwnedFd)>> {
 /// # Errors
 /// Names the pipe that can't be opened now.
 async fn writers_there(paths: &LogPaths, tell: impl Fn(LogEvent)) -> Result<Vec<(Stream, OwnedFd)>> {
-    let (paths, place) = (paths.clone(), paths.stdout.clone());
-    let writers = off_thread(&place, "the task's log pipes", move || Ok(paths.each_writer())).await?;
     let mut pipes = Vec::new();
-    for (stream, pipe) in [Stream::Stdout, Stream::Stderr].into_iter().zip(writers) {
+    for (stream, pipe) in writers(paths).await? {
         match pipe {
-            Some(Ok(pipe)) => pipes.push((stream, pipe)),
-            Some(Err(error)) if error.is_no_pipe() => {
+            Ok(pipe) => pipes.push((stream, pipe)),
+            Err(error) if error.is_no_pipe() => {
                 tell(LogEvent::Discarded { stream, why: error.chain().to_string() });
             }
-            Some(Err(error)) => return Err(error.into()),
-            None => {}
+            Err(error) => return Err(error.into()),
         }
     }
     Ok(pipes)

@@ -166,6 +166,7 @@ fn default_network(driver: DriverName, bridge: &Bridge, state_dir: &Path) -> Def
         name: network,
         bridge: name.clone(),
         subnets: subnets.clone(),
+        addresses: bridge.addresses(),
         hairpin: *hairpin,
         leases: state_dir.join("leases"),
     }

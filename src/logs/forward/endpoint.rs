@@ -155,39 +155,41 @@ impl Endpoint {
     }
 }
 
-async fn udp(address: &str, reach: &Reach) -> io::Result<UdpSocket> {
+/// Connects to the first of a receiver's permitted addresses that `connect` reaches. By a name, tokio would look it up on a
+/// thread that other work needs.
+async fn first_reached<T, F: Future<Output = io::Result<T>>>(
+    address: &str,
+    reach: &Reach,
+    connect: impl Fn(SocketAddr) -> F,
+) -> io::Result<T> {
     let mut failed = io::Error::from(ErrorKind::NotFound);
     for to in reach.permitted(resolver::look_up(address, reach.is_operators()).await?).await? {
-        let any =
-            if to.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };
-        let connect = async {
-            let socket = UdpSocket::bind(SocketAddr::new(any, 0)).await?;
-            socket.connect(to).await?;
-            reach.check_connected(socket.local_addr()?, to)?;
-            Ok::<_, io::Error>(socket)
-        };
-        match connect.await {
-            Ok(socket) => return Ok(socket),
+        match connect(to).await {
+            Ok(connected) => return Ok(connected),
             Err(error) => failed = error,
         }
     }
     Err(failed)
 }
 
+async fn udp(address: &str, reach: &Reach) -> io::Result<UdpSocket> {
+    let connect = |to: SocketAddr| async move {
+        let any =
+            if to.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };
+        let socket = UdpSocket::bind(SocketAddr::new(any, 0)).await?;
+        socket.connect(to).await?;
+        reach.check_connected(socket.local_addr()?, to)?;
+        Ok(socket)
+    };
+    first_reached(address, reach, connect).await
+}
+
 async fn tcp(address: &str, reach: &Reach) -> io::Result<TcpStream> {
-    let mut failed = io::Error::from(ErrorKind::NotFound);
-    for to in reach.permitted(resolver::look_up(address, reach.is_operators()).await?).await? {
-        // By a name, tokio would look it up on a thread that other work needs.
-        match TcpStream::connect(to).await {
-            Ok(stream) => {
-                reach.check_connected(stream.local_addr()?, to)?;
-                stream.set_nodelay(true)?;
-                return Ok(stream);
-            }
-            Err(error) => failed = error,
-        }
-    }
-    Err(failed)
+    let connect = |to: SocketAddr| async move { Ok((TcpStream::connect(to).await?, to)) };
+    let (stream, to) = first_reached(address, reach, connect).await?;
+    reach.check_connected(stream.local_addr()?, to)?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
 }
 
 async fn tls(address: &str, files: TlsFiles, reach: &Reach) -> io::Result<Connection> {

@@ -154,7 +154,8 @@ fn is_unread(pipe: BorrowedFd<'_>) -> Result<bool, Errno> {
     Ok(events(pipe, PollFlags::empty())?.contains(PollFlags::ERR))
 }
 
-fn events(pipe: BorrowedFd<'_>, asked: PollFlags) -> Result<PollFlags, Errno> {
+/// Returns the events of a pipe at the moment.
+pub(super) fn events(pipe: BorrowedFd<'_>, asked: PollFlags) -> Result<PollFlags, Errno> {
     let mut polled = [PollFd::new(&pipe, asked)];
     retry_on_intr(|| poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })))?;
     Ok(polled[0].revents())

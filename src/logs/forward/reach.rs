@@ -6,8 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::sys::blocking;
-use crate::sys::ip_network::{self, IpNetwork};
+use crate::sys::ip_network::IpNetwork;
+use crate::sys::{blocking, netns};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -48,7 +48,8 @@ impl Reach {
     /// [`Forbidden`] if it has none.
     pub(super) async fn permitted(&self, found: Vec<SocketAddr>) -> io::Result<Vec<SocketAddr>> {
         let Self::Beyond(excepted) = self else { return Ok(found) };
-        let hosts = blocking::run(ip_network::of_host).await?;
+        let interfaces = blocking::run(netns::hosts_interfaces).await?;
+        let hosts: Vec<_> = interfaces.into_iter().map(|(_, address)| address).collect();
         let (mut permitted, mut forbidden) = (Vec::new(), None);
         for address in found {
             match check(address.ip(), excepted, &hosts) {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant, SystemTime};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::PollFlags;
 use rustix::io::Errno;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -308,10 +308,7 @@ fn look(pipe: &KernelFd, splitter: &mut Splitter) -> Result<Seen, Errno> {
 }
 
 fn has_no_writer(pipe: &KernelFd) -> Result<bool, Errno> {
-    let fd = pipe.as_fd();
-    let mut polled = [PollFd::new(&fd, PollFlags::empty())];
-    poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
-    Ok(polled[0].revents().contains(PollFlags::HUP))
+    Ok(outlet::events(pipe.as_fd(), PollFlags::empty())?.contains(PollFlags::HUP))
 }
 
 #[cfg(test)]
