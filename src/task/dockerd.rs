@@ -2,13 +2,15 @@
 //! their handles, and whether they still run. None is started here beside itself.
 //!
 //! dockerd need not be there: its containers outlive it where it is so configured. So they are found by the shims that
-//! containerd has started for it, and by the specifications in their bundles, which only root can write.
+//! containerd has started for it, and by the specifications in their bundles, which only root can write. A shim stays
+//! until it is asked for the end of its container: a container of which no process is left has ended.
 //!
 //! Source of the facts: hashicorp/nomad `drivers/docker/` (`handle.go`, `driver.go`: mounts and names); moby/moby
 //! `libcontainerd/remote` and `daemon/daemon_unix.go` (its namespaces); containerd `core/runtime/v2` (a shim's directory).
 
 #![expect(clippy::disallowed_methods, reason = "opens what the kernel makes, below /proc")]
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Read as _};
@@ -23,10 +25,13 @@ use tokio::sync::OnceCell;
 use super::error::{Error, Result};
 use crate::config::DriverName;
 use crate::shim;
-use crate::sys::{host_path, procfs};
+use crate::sys::host_path;
+use crate::sys::procfs::{self, Stat};
 
 /// Prefix of the name of every shim's binary.
 const SHIM: &[u8] = b"containerd-shim";
+/// Shim whose container has a process for as long as it runs. A sandbox may have none but its shim.
+const SHIM_OF_PROCESSES: &[u8] = b"containerd-shim-runc-v2";
 /// dockerd's namespace in containerd; with a user namespace of its own, the ids follow after a hyphen.
 const NAMESPACE: &str = "moby";
 /// Number of hexadecimal digits of a container's id.
@@ -121,12 +126,14 @@ async fn look() -> Result<Vec<DockerdContainer>> {
 /// Returns the containers of dockerd's. Blocking: not for an async thread.
 fn running() -> io::Result<Vec<DockerdContainer>> {
     let own_root = fs::metadata("/")?;
-    let mut found = Vec::new();
+    let mut pids = Vec::new();
     for process in fs::read_dir("/proc")? {
-        let Some(pid) = process?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
-            continue;
-        };
-        match container_of_shim(pid, &own_root) {
+        pids.extend(process?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()));
+    }
+    let parents = parents(&pids)?;
+    let mut found = Vec::new();
+    for pid in pids {
+        match container_of_shim(pid, &own_root, &parents) {
             Ok(container) => found.extend(container),
             // It has ended meanwhile.
             Err(error) if procfs::is_of_no_process(&error) => {}
@@ -136,13 +143,28 @@ fn running() -> io::Result<Vec<DockerdContainer>> {
     Ok(found)
 }
 
-/// Returns the container whose shim a process is, if dockerd has it.
-fn container_of_shim(pid: i32, own_root: &fs::Metadata) -> io::Result<Option<DockerdContainer>> {
+/// Returns the parents of processes, as far as these have not ended.
+fn parents(pids: &[i32]) -> io::Result<HashSet<i32>> {
+    let parents = pids.iter().map(|pid| Stat::look(*pid).map(|stat| stat.map(|stat| stat.parent)));
+    Ok(parents.collect::<io::Result<Vec<_>>>()?.into_iter().flatten().collect())
+}
+
+/// Returns the container whose shim a process is, if dockerd has it and it has not ended. `parents` are those of all
+/// processes.
+fn container_of_shim(
+    pid: i32,
+    own_root: &fs::Metadata,
+    parents: &HashSet<i32>,
+) -> io::Result<Option<DockerdContainer>> {
     // The name is read without the lock of the process's memory.
     if !fs::read(format!("/proc/{pid}/comm"))?.starts_with(SHIM) {
         return Ok(None);
     }
-    let Some(id) = container_in(&procfs::command_line(pid)) else { return Ok(None) };
+    let command_line = procfs::command_line(pid);
+    let Some(id) = container_in(&command_line) else { return Ok(None) };
+    if has_ended(&command_line, parents.contains(&pid)) {
+        return Ok(None);
+    }
     // A process in a container can have any name and any arguments, but has another root than the host's.
     let root = fs::metadata(format!("/proc/{pid}/root"))?;
     if (root.dev(), root.ino()) != (own_root.dev(), own_root.ino()) || !procfs::shares_our_pids(pid) {
@@ -161,13 +183,23 @@ fn container_of_shim(pid: i32, own_root: &fs::Metadata) -> io::Result<Option<Doc
     Ok(Some(DockerdContainer { id, sources: sources_in(&text)? }))
 }
 
+/// Returns true if the container of a shim with these arguments has ended.
+fn has_ended(command_line: &[u8], has_child: bool) -> bool {
+    !has_child && program_in(command_line).is_some_and(|program| program.as_bytes() == SHIM_OF_PROCESSES)
+}
+
+/// Returns the name of a process's program, without the directory.
+fn program_in(command_line: &[u8]) -> Option<&OsStr> {
+    let called = command_line.split(|byte| *byte == 0).next()?;
+    Path::new(OsStr::from_bytes(called)).file_name()
+}
+
 /// Returns the id in the arguments of a shim, if it is one of dockerd's.
 fn container_in(command_line: &[u8]) -> Option<String> {
-    let mut words = command_line.split(|byte| *byte == 0);
-    let program = Path::new(OsStr::from_bytes(words.next()?)).file_name()?;
-    if !program.as_bytes().starts_with(SHIM) {
+    if !program_in(command_line)?.as_bytes().starts_with(SHIM) {
         return None;
     }
+    let words = command_line.split(|byte| *byte == 0).skip(1);
     let words: Vec<_> = words.filter_map(|word| std::str::from_utf8(word).ok()).collect();
     let after =
         |flag: &str| words.iter().position(|word| *word == flag).and_then(|at| words.get(at + 1)).copied();
@@ -236,6 +268,17 @@ mod tests {
         ] {
             assert_eq!(found(other), None, "{other}");
         }
+    }
+
+    #[test]
+    fn a_container_without_a_process_has_ended_though_its_shim_stays() {
+        let line = |shim: &str| format!("/usr/bin/{shim}\0-namespace\0moby\0-id\0x").into_bytes();
+        assert!(has_ended(&line("containerd-shim-runc-v2"), false));
+        assert!(!has_ended(&line("containerd-shim-runc-v2"), true));
+        assert!(!has_ended(&line("containerd-shim-kata-v2"), false), "the sandbox may be within the shim");
+        let own = i32::try_from(std::process::id()).unwrap();
+        let parent = i32::try_from(std::os::unix::process::parent_id()).unwrap();
+        assert_eq!(parents(&[own, i32::MAX]).unwrap(), HashSet::from([parent]));
     }
 
     #[test]
