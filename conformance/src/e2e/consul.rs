@@ -1,6 +1,11 @@
 //! Jobs whose services are registered with Consul: their addresses, their checks, and a sidecar of its mesh.
 
-use anyhow::{Context as _, Result, ensure};
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use harness::agent::poll;
 use harness::context::agent::{AgentContext, eventually};
 use harness::fixture::Form;
 use serde_json::{Value, json};
@@ -30,6 +35,10 @@ port=$(env | sed -n 's/^NOMAD_PORT_connect_proxy_[a-z_]*=//p')
 trap 'exit 0' TERM
 httpd -f -p "$port" -h /tmp & wait
 "#;
+/// The port of the host that Nomad's example names, which is that of its task as well.
+const FIXED: u16 = 9002;
+/// Time for another run on this machine to give the port back.
+const FREED: Duration = Duration::from_secs(180);
 /// Stand-in for the server of Nomad's example, and that for its client, which serves the address of the server.
 const COUNTER: [&str; 2] = [
     "mkdir /p; echo one more > /p/index.html; trap 'exit 0' TERM; httpd -f -p 9001 -h /p & wait",
@@ -141,13 +150,30 @@ fn push_mesh(context: &AgentContext) -> Result<()> {
     Ok(())
 }
 
+/// Waits until nobody else has the port that Nomad's example names: neither listens there, nor has it led into a network.
+fn fixed_port_is_free() -> Result<()> {
+    let here = SocketAddr::from((Ipv4Addr::LOCALHOST, FIXED));
+    let free = poll("free port", FREED, || {
+        let connection = TcpStream::connect_timeout(&here, Duration::from_secs(1));
+        let is_refused = connection.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused);
+        Ok(is_refused && TcpListener::bind((Ipv4Addr::UNSPECIFIED, FIXED)).is_ok())
+    });
+    free.with_context(|| {
+        format!(
+            "port {FIXED} of this machine, which Nomad's example of a mesh names, is taken: by a service, by another run of \
+             this case, or by packet filter rules that one has left. Free it, and run this case again"
+        )
+    })
+}
+
 fn the_mesh_example_of_nomad_runs_unedited_under_docker(context: &mut AgentContext) -> Result<()> {
     push_mesh(context)?;
     let job = nomads_example(context, &["-short", "-connect"])?;
+    fixed_port_is_free()?;
     context.submit("mesh-example", &job, &[])?;
     let allocations = context.allocations("mesh-example", 2)?;
-    let pages = [("count-api", "one more"), ("count-dashboard", "http://127.0.0.1:8080")];
-    for (service, page) in pages {
+    let dashboard = "http://127.0.0.1:8080";
+    for (service, page) in [("count-api", "one more"), ("count-dashboard", dashboard)] {
         let sidecar = format!("connect-proxy-{service}");
         for id in &allocations {
             let allocation = context.agent.allocation(id)?;
@@ -162,6 +188,12 @@ fn the_mesh_example_of_nomad_runs_unedited_under_docker(context: &mut AgentConte
         let proxy = instance(context, &format!("{service}-sidecar-proxy"), "instance", |_| true)?;
         page_is(&place(&proxy), page)?;
     }
-    // The port of the dashboard on the node.
-    page_is("127.0.0.1:9002", pages[1].1)
+    for id in &allocations {
+        let allocation = context.agent.allocation(id)?;
+        if allocation.port("http").is_ok_and(|port| port.number == FIXED) {
+            // At the node's own address another run on this machine could answer.
+            return page_is(&format!("{}:{FIXED}", allocation.address()?), dashboard);
+        }
+    }
+    bail!("no allocation has port {FIXED} of the node")
 }
