@@ -21,22 +21,28 @@ impl Client {
         self.submit(&hcl.replacen(label, &format!("job \"{name}\" {{"), 1), variables)
     }
 
-    /// Stops jobs, and purges them once all of their allocations have ended.
+    /// Stops jobs, the last one first, and purges each once all of its allocations have ended. Goes on after one that
+    /// can't be ended.
     ///
     /// # Errors
-    /// Names the allocation that doesn't end.
+    /// Names the first job that can't be ended, and its allocation that doesn't end.
     pub fn end_jobs(&self, jobs: &[String]) -> Result<()> {
-        for job in jobs {
-            self.tell(&["job", "stop", "-detach", job])?;
+        let mut ended = Ok(());
+        // A job may need an earlier one until its end, such as one with a volume the plugin of it.
+        for job in jobs.iter().rev() {
+            let result = self.end_job(job).with_context(|| format!("end job {job:?}"));
+            ended = ended.and(result);
+        }
+        ended
+    }
+
+    fn end_job(&self, job: &str) -> Result<()> {
+        self.tell(&["job", "stop", "-detach", job])?;
+        for id in self.allocations_of(job)? {
+            self.allocation_until(&id, "stopped allocation", SOON, Allocation::is_terminal)?;
         }
         // A purge also removes the ended allocations, and with them the record that they have ended.
-        for job in jobs {
-            for id in self.allocations_of(job)? {
-                self.allocation_until(&id, "stopped allocation", SOON, Allocation::is_terminal)?;
-            }
-            self.tell(&["job", "stop", "-purge", "-detach", job])?;
-        }
-        Ok(())
+        self.tell(&["job", "stop", "-purge", "-detach", job]).map(drop)
     }
 
     /// Waits until a task runs.

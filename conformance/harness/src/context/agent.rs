@@ -183,6 +183,18 @@ impl AgentContext {
         self.agent.submit_as(name, hcl, variables)
     }
 
+    /// Ends those of these jobs that were submitted, as the case's end does, and forgets them.
+    ///
+    /// # Errors
+    /// Names the job that can't be ended.
+    pub fn end(&mut self, names: &[&str]) -> Result<()> {
+        let is_named = |job: &String| names.contains(&job.as_str());
+        let (ended, others): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.jobs).into_iter().partition(is_named);
+        self.jobs = others;
+        self.agent.end_jobs(&ended)
+    }
+
     /// Starts a job with one task, `main`, that runs a shell script.
     ///
     /// # Errors
