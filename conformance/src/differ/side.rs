@@ -54,6 +54,7 @@ impl<'a> Sides<'a> {
                 name: NODES[usize::from(number) - 1],
                 plugin,
                 dockerd,
+                live_restore: false,
                 driver,
                 bridge: Bridge { name, subnet },
                 options: OPTIONS,

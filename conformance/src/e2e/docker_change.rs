@@ -24,19 +24,34 @@ pub struct Binaries {
 
 type Case = fn(&mut AgentContext, &Binaries) -> Result<()>;
 
-pub const CASES: &[(&str, Case)] =
-    named_cases![there_without_a_drain_and_back_and_there_with_one, back_without_a_drain_is_made_good];
+pub const CASES: &[(&str, Case)] = named_cases![
+    there_without_a_drain_and_back_and_there_with_one,
+    there_after_dockerd_has_ended_its_containers,
+    there_beside_a_container_that_dockerd_has_left,
+    back_without_a_drain_is_made_good,
+];
 
 const JOB: &str = include_str!("../../../hack/jobs/docker/moved.nomad.hcl");
 const NAME: &str = "moved";
 /// Number of characters of a container's id that docker shows.
 const SHOWN: usize = 12;
 
+/// How a node begins: who answers as `docker`, and whether containers outlive its dockerd.
+#[derive(Clone, Copy)]
+struct Beginning {
+    driver: DockerDriver,
+    live_restore: bool,
+}
+
+const WITH_NOMADS: Beginning = Beginning { driver: DockerDriver::Nomads, live_restore: false };
+const WITH_LIVE_RESTORE: Beginning = Beginning { driver: DockerDriver::Nomads, live_restore: true };
+const WITH_OURS: Beginning = Beginning { driver: DockerDriver::Ours, live_restore: false };
+
 fn there_without_a_drain_and_back_and_there_with_one(
     context: &mut AgentContext,
     binaries: &Binaries,
 ) -> Result<()> {
-    on_a_node(context, binaries, DockerDriver::Nomads, |node, image| {
+    on_a_node(context, binaries, WITH_NOMADS, |node, image| {
         node.agent.submit_as(NAME, JOB, &[("image", image)])?;
         let first = next_allocation(node, &[])?;
         serves(node, &first, 1)?;
@@ -76,9 +91,63 @@ fn there_without_a_drain_and_back_and_there_with_one(
     })
 }
 
+fn there_after_dockerd_has_ended_its_containers(
+    context: &mut AgentContext,
+    binaries: &Binaries,
+) -> Result<()> {
+    on_a_node(context, binaries, WITH_NOMADS, |node, image| {
+        let (id, _) = runs_until_dockerd_stops(node, image)?;
+        has_none(node, DockerDriver::Nomads).context("dockerd has left its container")?;
+        node.change_driver(DockerDriver::Ours)?;
+        serves(node, &id, 2)?;
+        the_only_container(node, DockerDriver::Ours)?;
+        let task = node.agent.allocation(&id)?.task("main");
+        ensure!(task.count("Driver Failure") == 0, "it was refused at first");
+        end(node, &id)?;
+        node.assert_no_links()
+    })
+}
+
+/// dockerd is gone, and its container runs on: it is ended by containerd's own tool.
+fn there_beside_a_container_that_dockerd_has_left(
+    context: &mut AgentContext,
+    binaries: &Binaries,
+) -> Result<()> {
+    on_a_node(context, binaries, WITH_LIVE_RESTORE, |node, image| {
+        let (id, container) = runs_until_dockerd_stops(node, image)?;
+        node.change_driver(DockerDriver::Ours)?;
+        is_refused(node, &id, &container)?;
+        node.ctr_of_dockerd(&["tasks", "kill", "-s", "SIGKILL", &container])?;
+        node.remove_dockerds_ports()?;
+        serves(node, &id, 2).context("the task that was ended without dockerd")?;
+        the_only_container(node, DockerDriver::Ours)?;
+        // The shim stays until it is asked for the end.
+        node.ctr_of_dockerd(&["tasks", "delete", &container])?;
+        node.ctr_of_dockerd(&["containers", "delete", &container])?;
+        end(node, &id)
+    })
+}
+
+/// Has the job run under docker's driver, stops the agent and then dockerd, and returns the allocation and its container.
+fn runs_until_dockerd_stops(node: &mut DockerNode<'_>, image: &str) -> Result<(String, String)> {
+    node.agent.submit_as(NAME, JOB, &[("image", image)])?;
+    let id = next_allocation(node, &[])?;
+    serves(node, &id, 1)?;
+    let container = the_only_container(node, DockerDriver::Nomads)?;
+    node.stop_dockerd()?;
+    Ok((id, container))
+}
+
+/// Ends the job, and asserts that nothing is left of it.
+fn end(node: &DockerNode<'_>, id: &str) -> Result<()> {
+    node.agent.end_docker_loggers()?;
+    node.agent.end_jobs(&[NAME.to_owned()])?;
+    is_clean(node, &[id])
+}
+
 /// Goes back as one must not, so that a task runs twice, and then out of it by the steps of `docs/from-docker.md`.
 fn back_without_a_drain_is_made_good(context: &mut AgentContext, binaries: &Binaries) -> Result<()> {
-    on_a_node(context, binaries, DockerDriver::Ours, |node, image| {
+    on_a_node(context, binaries, WITH_OURS, |node, image| {
         node.agent.submit_as(NAME, JOB, &[("image", image)])?;
         let first = next_allocation(node, &[])?;
         serves(node, &first, 1)?;
@@ -110,15 +179,15 @@ fn back_without_a_drain_is_made_good(context: &mut AgentContext, binaries: &Bina
     })
 }
 
-/// Plays a case on a node of its own, where `driver` answers at first, and asserts that nothing is left of it.
+/// Plays a case on a node of its own, and asserts that nothing is left of it.
 fn on_a_node(
     context: &AgentContext,
     binaries: &Binaries,
-    driver: DockerDriver,
+    beginning: Beginning,
     case: impl FnOnce(&mut DockerNode<'_>, &str) -> Result<()>,
 ) -> Result<()> {
     let environment = TestEnvironment::start_of(context.environment.containerd().programs().clone())?;
-    let played = play(&environment, binaries, driver, case);
+    let played = play(&environment, binaries, beginning, case);
     let directory = environment.directory().to_owned();
     drop(environment);
     played?;
@@ -129,7 +198,7 @@ fn on_a_node(
 fn play(
     environment: &TestEnvironment,
     binaries: &Binaries,
-    driver: DockerDriver,
+    beginning: Beginning,
     case: impl FnOnce(&mut DockerNode<'_>, &str) -> Result<()>,
 ) -> Result<()> {
     let cluster = DockerCluster::start(environment, &binaries.nomad)?;
@@ -138,7 +207,8 @@ fn play(
         name: "changing",
         plugin: &binaries.plugin,
         dockerd: Some(&binaries.dockerd),
-        driver,
+        live_restore: beginning.live_restore,
+        driver: beginning.driver,
         bridge: environment.networks().docker(),
         options: "",
         // Containers that Nomad doesn't know are soon removed.
@@ -199,7 +269,8 @@ fn is_refused(node: &DockerNode<'_>, id: &str, container: &str) -> Result<()> {
     let task = allocation.task("main");
     ensure!(task.count("Failed Restoring Task") == 1, "it was taken over: {}", allocation.summary());
     let said = &task.event("Driver Failure")?.display_message;
-    for words in [format!("main-{id} ({shown})"), format!("\"docker rm -f {shown}\"")] {
+    let by_ctr = format!("\"ctr -n moby tasks kill -s SIGKILL {container}\"");
+    for words in [format!("main-{id} ({shown})"), format!("\"docker rm -f {shown}\""), by_ctr] {
         ensure!(said.contains(&words), "the error doesn't have {words:?}: {said}");
     }
     let words = format!("Nomad's own docker driver, for dockerd's container {shown}");

@@ -12,8 +12,8 @@ use super::agent;
 use crate::agent::{Agent, DOCKER, Heartbeats, Mode, Place, Server, Setup, lines_of_interest, poll};
 use crate::environment::TestEnvironment;
 use crate::fixture::containerd::DOCKERS_NAMESPACE;
-use crate::fixture::network::{Bridge, NodeLink};
-use crate::fixture::process::tail;
+use crate::fixture::network::{Bridge, NodeLink, within};
+use crate::fixture::process::{output, tail};
 use crate::fixture::{Containerd, Dockerd, DockerdSetup, Form, Registry, RegistrySettings};
 use crate::leaks::census::{Census, daemon};
 use crate::leaks::report::LeakCheck;
@@ -55,6 +55,8 @@ pub struct DockerNodeSetup<'a> {
     pub plugin: &'a Path,
     /// Path of dockerd's binary, with docker-proxy beside it. Without, the node has none.
     pub dockerd: Option<&'a Path>,
+    /// Whether dockerd's containers outlive it.
+    pub live_restore: bool,
     /// Who answers as `docker` at first.
     pub driver: DockerDriver,
     /// Bridge of this driver's networks.
@@ -134,6 +136,7 @@ impl<'a> DockerCluster<'a> {
                 registry: self.registry.address().to_owned(),
                 programs: containerd.programs_directory(),
                 cgroup: self.dockerds_cgroup(),
+                live_restore: node.live_restore,
             })
         });
         let dockerd = daemon.transpose()?;
@@ -234,6 +237,32 @@ impl DockerNode<'_> {
         };
         let census = daemon::take(&self.containerd.socket(), Some(namespace))?;
         Ok(census.of_kind("container record").cloned().collect())
+    }
+
+    /// Stops the agent and then dockerd, and leaves what they leave.
+    ///
+    /// # Errors
+    /// Fails if one of them had to be killed, or if the node has no dockerd.
+    pub fn stop_dockerd(&mut self) -> Result<()> {
+        self.agent.stop()?;
+        self.dockerd.as_mut().context("the node has no dockerd")?.stop_daemon()
+    }
+
+    /// Runs `ctr` in dockerd's namespace, as one does without dockerd, and returns its output.
+    ///
+    /// # Errors
+    /// Fails with the output of `ctr`.
+    pub fn ctr_of_dockerd(&self, arguments: &[&str]) -> Result<String> {
+        output(self.containerd.ctr_command(DOCKERDS_NAMESPACE).args(arguments))
+    }
+
+    /// Removes the rules by which dockerd has the ports of its containers led to them.
+    ///
+    /// # Errors
+    /// Fails with the output of `iptables`.
+    pub fn remove_dockerds_ports(&self) -> Result<()> {
+        let mut command = within(&self.link.namespace, Path::new("iptables"));
+        output(command.args(["-w", "-t", "nat", "-F", "DOCKER"])).map(drop)
     }
 
     /// Asserts that nothing is left of tasks of this driver's, which are named `<alloc>.<task>`.
