@@ -35,6 +35,7 @@ pub use tasks::{SHELL, eventually};
 use crate::fixture::network::within;
 use crate::fixture::process::{Process, tail};
 use crate::fixture::programs::path_with;
+use crate::fixture::registry::on_free_ports;
 pub use crate::leaks::agent::take_down_all;
 use crate::leaks::agent::{AgentLeaks, MARK, check_interrupt};
 use crate::processes;
@@ -64,6 +65,10 @@ impl Agent {
     /// Carries the end of the agent's log.
     pub fn start(setup: Setup) -> Result<Self> {
         setup.lay_out()?;
+        on_free_ports(|| Self::start_once(setup.clone()))
+    }
+
+    fn start_once(setup: Setup) -> Result<Self> {
         let leaks = AgentLeaks::note(&setup.directory, setup.allocations());
         let (ports, server) = (Ports::choose()?, Ports::choose()?);
         let has_own_server = setup.mode == Mode::Kept && setup.place.is_none();
@@ -148,7 +153,12 @@ impl Agent {
     fn launch_server(&mut self) -> Result<()> {
         let log = self.setup.directory.join("server.log");
         self.server = Some(self.spawn("server.hcl", &log)?);
-        poll("server with a leader", READY, || Ok(self.client.server_has_keys()))
+        let (server, client) = (&mut self.server, &self.client);
+        let leads = || {
+            ensure!(server.as_mut().is_some_and(Process::runs), "the server ended while it started");
+            Ok(client.server_has_keys())
+        };
+        poll("server with a leader", READY, leads)
             .with_context(|| format!("the server's log ends:\n{}", tail(&log, 20)))
     }
 

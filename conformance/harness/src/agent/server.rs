@@ -6,12 +6,13 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use super::client::{Client, READY};
 use super::config::{self, Ports};
 use super::poll;
 use crate::fixture::process::{Process, tail};
+use crate::fixture::registry::on_free_ports;
 use crate::leaks::agent::{AgentLeaks, MARK};
 
 /// How soon a server gives up a node that it doesn't hear from.
@@ -39,6 +40,10 @@ impl Server {
     /// Carries the end of the server's log.
     pub fn start(nomad: &Path, directory: &Path, address: &str, heartbeats: Heartbeats) -> Result<Self> {
         fs::create_dir_all(directory)?;
+        on_free_ports(|| Self::start_once(nomad, directory, address, heartbeats))
+    }
+
+    fn start_once(nomad: &Path, directory: &Path, address: &str, heartbeats: Heartbeats) -> Result<Self> {
         let leaks = AgentLeaks::note(directory, directory.join("alloc"));
         let ports = Ports::choose()?;
         let (file, log) = (directory.join("server.hcl"), directory.join("server.log"));
@@ -48,8 +53,13 @@ impl Server {
         let process = Some(Process::spawn("nomad", &mut command, &log)?);
         let http = format!("{address}:{}", ports.http);
         let client = Client::at(nomad.to_owned(), http.clone(), http);
-        let server = Self { address: address.to_owned(), ports, client, process, leaks };
-        poll("server with a leader", READY, || Ok(server.client.server_has_keys()))
+        let mut server = Self { address: address.to_owned(), ports, client, process, leaks };
+        let (process, client) = (&mut server.process, &server.client);
+        let leads = || {
+            ensure!(process.as_mut().is_some_and(Process::runs), "the server ended while it started");
+            Ok(client.server_has_keys())
+        };
+        poll("server with a leader", READY, leads)
             .with_context(|| format!("the server's log ends:\n{}", tail(&log, 20)))?;
         Ok(server)
     }
