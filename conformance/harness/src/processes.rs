@@ -145,6 +145,14 @@ pub fn proportional_kb(pid: i32) -> Result<u64> {
     number_in(&format!("/proc/{pid}/smaps_rollup"), "Pss:")
 }
 
+/// Returns the memory of a process that no file has, divided as by [`proportional_kb`]: heap and stacks.
+///
+/// # Errors
+/// Fails if the process is gone.
+pub fn anonymous_kb(pid: i32) -> Result<u64> {
+    number_in(&format!("/proc/{pid}/smaps_rollup"), "Pss_Anon:")
+}
+
 /// Returns the largest amount of memory that a process had since its start, or since [`forget_peak`].
 ///
 /// # Errors

@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
-use harness::agent::config::DANGLING_KEPT;
+use harness::agent::config::{DANGLING_KEPT, DEBUG};
 use harness::context::{DockerCluster, DockerDriver, DockerNode, DockerNodeSetup};
 use harness::environment::TestEnvironment;
 use harness::fixture::network::Bridge;
@@ -59,6 +59,8 @@ impl<'a> Sides<'a> {
                 bridge: Bridge { name, subnet },
                 options: OPTIONS,
                 dangling_containers: DANGLING_KEPT,
+                log_level: DEBUG,
+                has_own_programs: false,
             })
         };
         let nodes = [start(1, DockerDriver::Nomads, Some(dockerd))?, start(2, DockerDriver::Ours, None)?];

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
+use harness::agent::config::DEBUG;
 use harness::agent::{Allocation, SOON, poll};
 use harness::context::agent::{AgentContext, eventually};
 use harness::context::{DockerCluster, DockerDriver, DockerNode, DockerNodeSetup};
@@ -213,6 +214,8 @@ fn play(
         options: "",
         // Containers that Nomad doesn't know are soon removed.
         dangling_containers: "period = \"1s\"\n        creation_grace = \"3s\"",
+        log_level: DEBUG,
+        has_own_programs: false,
     })?;
     let image = format!("{}/busybox:latest", cluster.registry().address());
     case(&mut node, &image).map_err(|error| anyhow!("{}\n{error:#}", node.last_words()))?;

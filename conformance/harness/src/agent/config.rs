@@ -13,6 +13,9 @@ use crate::leaks::report::DOCKERS_STATE;
 /// The value of [`Setup::dangling_containers`] by which no case meets a removal of what it makes.
 pub const DANGLING_KEPT: &str = "creation_grace = \"1h\"";
 
+/// The log level of an agent whose log is shown when a case fails.
+pub const DEBUG: &str = "DEBUG";
+
 pub(crate) const LOOPBACK: &str = "127.0.0.1";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +59,8 @@ pub struct Setup {
     pub docker_options: String,
     /// Options of the plugin in its block `gc { dangling_containers { .. } }`.
     pub dangling_containers: &'static str,
+    /// Nomad's name of the level from which on the agent logs.
+    pub log_level: &'static str,
 }
 
 /// The place of a node in a cluster of one machine.
@@ -191,7 +196,7 @@ pub fn client(setup: &Setup, ports: &Ports, server: Option<u16>) -> String {
     };
     let name = setup.place.as_ref().map(|place| format!("name = \"{}\"\n", place.name)).unwrap_or_default();
     let near = setup.networks.near.as_deref().map(near).unwrap_or_default();
-    common(address, setup.consul.as_ref(), ports, &data)
+    common(address, setup.consul.as_ref(), ports, &data, setup.log_level)
         + &name
         + &format!(
             r#"plugin_dir = "{plugins}"
@@ -408,7 +413,8 @@ fn network(Bridge { name, subnet }: &Bridge) -> String {
 /// maximum above their reservation.
 pub fn server(setup: &Setup, ports: &Ports) -> String {
     let data = setup.directory.join("server").display().to_string();
-    common(LOOPBACK, setup.consul.as_ref(), ports, &data) + &server_block(Heartbeats::Lenient)
+    common(LOOPBACK, setup.consul.as_ref(), ports, &data, setup.log_level)
+        + &server_block(Heartbeats::Lenient)
 }
 
 /// Returns the configuration of a server for the nodes of a cluster.
@@ -418,7 +424,8 @@ pub(crate) fn cluster_server(
     ports: &Ports,
     heartbeats: Heartbeats,
 ) -> String {
-    common(address, None, ports, &directory.join("server").display().to_string()) + &server_block(heartbeats)
+    let data = directory.join("server").display().to_string();
+    common(address, None, ports, &data, DEBUG) + &server_block(heartbeats)
 }
 
 fn server_block(heartbeats: Heartbeats) -> String {
@@ -441,13 +448,19 @@ fn server_block(heartbeats: Heartbeats) -> String {
     )
 }
 
-fn common(address: &str, with: Option<&Consul>, Ports { http, rpc, serf }: &Ports, data: &str) -> String {
+fn common(
+    address: &str,
+    with: Option<&Consul>,
+    Ports { http, rpc, serf }: &Ports,
+    data: &str,
+    log_level: &str,
+) -> String {
     let consul = with.map(consul).unwrap_or_default();
     let data = if data.is_empty() { String::new() } else { format!("data_dir = \"{data}\"") };
     format!(
         r#"bind_addr            = "{address}"
 disable_update_check = true
-log_level            = "DEBUG"
+log_level            = "{log_level}"
 {data}
 
 ports {{

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-use crate::agent::config::DANGLING_KEPT;
+use crate::agent::config::{DANGLING_KEPT, DEBUG};
 use crate::agent::{self, Agent, Client, DOCKER, DRIVER, Mode, Networks, Setup, lines_of_interest};
 pub use crate::agent::{SOON, eventually};
 use crate::environment::TestEnvironment;
@@ -83,6 +83,7 @@ pub fn setup(environment: &TestEnvironment, mode: Mode, nomad: &Path, plugin: &P
         dockerd: None,
         docker_options: String::new(),
         dangling_containers: DANGLING_KEPT,
+        log_level: DEBUG,
     }
 }
 

@@ -14,7 +14,8 @@ use crate::environment::TestEnvironment;
 use crate::fixture::containerd::DOCKERS_NAMESPACE;
 use crate::fixture::network::{Bridge, NodeLink, within};
 use crate::fixture::process::{output, tail};
-use crate::fixture::{Containerd, Dockerd, DockerdSetup, Form, Registry, RegistrySettings};
+use crate::fixture::programs::name_of;
+use crate::fixture::{Containerd, Dockerd, DockerdSetup, Form, Programs, Registry, RegistrySettings};
 use crate::leaks::census::{Census, daemon};
 use crate::leaks::report::LeakCheck;
 use crate::leaks::sweep;
@@ -65,6 +66,10 @@ pub struct DockerNodeSetup<'a> {
     pub options: &'a str,
     /// Options in this driver's block `dangling_containers`.
     pub dangling_containers: &'static str,
+    /// Nomad's name of the level from which on the agent logs.
+    pub log_level: &'static str,
+    /// Whether the node's programs are copies, so that their files' pages are in the memory of this node alone.
+    pub has_own_programs: bool,
 }
 
 pub struct DockerNode<'a> {
@@ -125,7 +130,7 @@ impl<'a> DockerCluster<'a> {
     pub fn start_node(&self, node: DockerNodeSetup<'_>) -> Result<DockerNode<'a>> {
         let directory = self.environment.directory().join(node.name);
         let link = self.environment.networks().make_node(node.number)?;
-        let programs = self.environment.containerd().programs().clone();
+        let (nomad, programs) = self.programs_of(&node, &directory.join("programs"))?;
         let containerd = Containerd::start_within(&directory.join("ctd"), programs, &link.namespace)?;
         let daemon = node.dockerd.map(|program| {
             Dockerd::start(DockerdSetup {
@@ -144,7 +149,7 @@ impl<'a> DockerCluster<'a> {
         let keeper = format!("infra_image = \"{}/{repository}:{tag}\"", self.registry.address());
         let options = [format!("{}\n    {keeper}", node.options), node.options.to_owned()];
         let state_dir = directory.join("state");
-        let mut setup = agent::setup(self.environment, Mode::Kept, &self.nomad, node.plugin);
+        let mut setup = agent::setup(self.environment, Mode::Kept, &nomad, node.plugin);
         setup.directory = directory.join("agent");
         setup.containerd_socket = containerd.socket();
         setup.state_dir.clone_from(&state_dir);
@@ -160,6 +165,7 @@ impl<'a> DockerCluster<'a> {
         });
         self.write_hosts(&setup)?;
         setup.dangling_containers = node.dangling_containers;
+        setup.log_level = node.log_level;
         node.driver.set(&mut setup, dockerd.as_ref(), &options);
         let agent = Agent::start(setup)?;
         let (environment, before) = (self.environment, Census::default());
@@ -177,6 +183,18 @@ impl<'a> DockerCluster<'a> {
         made.answers_by(node.driver).with_context(|| made.last_words())?;
         made.before = made.leak_check(&[]).all();
         Ok(made)
+    }
+
+    /// Returns the path of Nomad's binary for a node, and the other programs. Its own ones are made in `directory`.
+    fn programs_of(&self, node: &DockerNodeSetup<'_>, directory: &Path) -> Result<(PathBuf, Programs)> {
+        let programs = self.environment.containerd().programs();
+        if !node.has_own_programs {
+            return Ok((self.nomad.clone(), programs.clone()));
+        }
+        let programs = programs.copied_to(directory)?;
+        let nomad = directory.join(name_of(&self.nomad));
+        fs::copy(&self.nomad, &nomad).with_context(|| format!("copy {}", self.nomad.display()))?;
+        Ok((nomad, programs))
     }
 
     /// Has this driver speak plain http with the registry.

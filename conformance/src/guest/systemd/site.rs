@@ -237,5 +237,6 @@ fn setup() -> Setup {
         dockerd: None,
         docker_options: String::new(),
         dangling_containers: config::DANGLING_KEPT,
+        log_level: config::DEBUG,
     }
 }
