@@ -73,8 +73,8 @@ pub struct Args {
     /// Measure instead what both take for the same jobs: time, CPU and memory.
     #[arg(long, conflicts_with_all = ["jobs", "only", "short", "facts", "list"])]
     figures: bool,
-    /// Number of tasks that are measured one after the other on each side. The others are measured less often.
-    #[arg(long, default_value_t = 20, requires = "figures")]
+    /// Number of rounds with a single task on each side, made even. All else is measured in a third of that.
+    #[arg(long, default_value_t = 12, requires = "figures")]
     rounds: usize,
     /// Page whose table is replaced by this run's: that of explained differences, or that of figures.
     #[arg(long)]
@@ -140,7 +140,7 @@ fn on_both_sides<T>(args: &Args, act: impl FnOnce(&Sides<'_>, &[String]) -> Resu
     let begun = Instant::now();
     let binaries = [&args.nomad, &args.plugin, &args.dockerd].map(std::path::absolute);
     let [nomad, plugin, dockerd] = binaries;
-    let mut sides = Sides::start(&environment, [&nomad?, &plugin?, &dockerd?])?;
+    let mut sides = Sides::start(&environment, [&nomad?, &plugin?, &dockerd?], args.figures)?;
     println!("both sides are up after {:.1} s", begun.elapsed().as_secs_f32());
     let made = act(&sides, &versions).map_err(|error| anyhow!("{error:#}\n{}", sides.last_words()))?;
     sides.stop()?;

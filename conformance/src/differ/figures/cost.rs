@@ -1,8 +1,10 @@
 //! CPU time and memory of the daemons of a side, by what they are a part of.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
 
-use harness::processes::{arguments, cpu_ns, proportional_kb};
+use anyhow::Result;
+use harness::processes::{anonymous_kb, arguments, cpu_ns, proportional_kb};
 
 /// What a process of a node is a part of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -17,11 +19,20 @@ pub enum Part {
     Daemons,
     /// The agent, with a process for the log files of each task.
     Agent,
+    /// The daemons and the agent.
+    Together,
 }
 
 impl Part {
-    pub const ALL: [Self; 6] =
-        [Self::Engine, Self::Loggers, Self::Containerd, Self::Shims, Self::Daemons, Self::Agent];
+    pub const ALL: [Self; 7] = [
+        Self::Engine,
+        Self::Loggers,
+        Self::Containerd,
+        Self::Shims,
+        Self::Daemons,
+        Self::Agent,
+        Self::Together,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -31,54 +42,71 @@ impl Part {
             Self::Shims => "shims",
             Self::Daemons => "all daemons",
             Self::Agent => "the agent and its `logmon`",
+            Self::Together => "daemons and agent together",
         }
     }
 
-    /// Returns the part that a process of these arguments is of, or `None` if it isn't counted.
-    fn of(arguments: &[String]) -> Option<Self> {
-        let program = arguments.first()?.rsplit('/').next()?;
+    /// Returns the part that a process of these arguments is of.
+    fn of(arguments: &[String]) -> Self {
+        let called = arguments.first().map(String::as_str).unwrap_or_default();
+        let program = called.rsplit('/').next().unwrap_or_default();
         match (program, arguments.get(1).map(String::as_str)) {
-            // The plugin under its other name, which the fixture has as well and no job here needs.
-            ("containerd-driver", _) => None,
-            ("dockerd" | "docker-proxy" | "docker", _) => Some(Self::Engine),
-            ("containerd", _) => Some(Self::Containerd),
-            (shim, _) if shim.starts_with("containerd-shim-") => Some(Self::Shims),
-            (_, Some("docker_logger")) => Some(Self::Loggers),
-            (_, Some("agent" | "logmon")) => Some(Self::Agent),
-            _ => Some(Self::Daemons),
+            ("dockerd" | "docker-proxy" | "docker", _) => Self::Engine,
+            ("containerd", _) => Self::Containerd,
+            (shim, _) if shim.starts_with("containerd-shim-") => Self::Shims,
+            (_, Some("docker_logger")) => Self::Loggers,
+            (_, Some("agent" | "logmon")) => Self::Agent,
+            _ => Self::Daemons,
         }
     }
 }
 
-/// The CPU time of processes up to one moment, in nanoseconds, by their pids.
-pub struct Clocks(BTreeMap<i32, u64>);
-
-impl Clocks {
-    pub fn read(processes: &[i32]) -> Self {
-        Self(processes.iter().filter_map(|pid| Some((*pid, cpu_ns(*pid)?))).collect())
-    }
-
-    /// Returns the CPU time in nanoseconds since an earlier moment, by part.
-    pub fn since(&self, before: &Self) -> BTreeMap<Part, u64> {
-        let took = |(pid, now): (&i32, &u64)| {
-            (arguments(*pid), now.saturating_sub(before.0.get(pid).copied().unwrap_or_default()))
-        };
-        by_part(self.0.iter().map(took))
-    }
+/// A look at some processes, with the CPU time that each has used up to then, in nanoseconds.
+pub struct Look {
+    at: Instant,
+    clocks: BTreeMap<i32, u64>,
 }
 
-/// Returns the memory of processes in kB, by part. The pages that several share are divided among them.
-pub fn memory(processes: &[i32]) -> BTreeMap<Part, u64> {
-    by_part(processes.iter().filter_map(|pid| Some((arguments(*pid), proportional_kb(*pid).ok()?))))
+impl Look {
+    pub fn at(processes: &[i32]) -> Self {
+        let clocks = processes.iter().filter_map(|pid| Some((*pid, cpu_ns(*pid)?))).collect();
+        Self { at: Instant::now(), clocks }
+    }
+
+    /// Returns the CPU time since an earlier look in nanoseconds a second, by part. A process that has ended since is
+    /// not counted.
+    pub fn cpu_since(&self, before: &Self) -> BTreeMap<Part, f64> {
+        let used = |(pid, now): (&i32, &u64)| {
+            (arguments(*pid), now.saturating_sub(before.clocks.get(pid).copied().unwrap_or_default()))
+        };
+        let seconds = self.at.duration_since(before.at).as_secs_f64();
+        let sums = by_part(self.clocks.iter().map(used)).into_iter();
+        sums.map(|(part, nanoseconds)| (part, nanoseconds as f64 / seconds)).collect()
+    }
+
+    /// Returns the memory that the processes have now, in kB, by part. The pages that several share are divided among
+    /// them.
+    pub fn memory(&self) -> BTreeMap<Part, u64> {
+        self.each(proportional_kb)
+    }
+
+    /// Returns the memory without that of files, in kB, by part.
+    pub fn anonymous_memory(&self) -> BTreeMap<Part, u64> {
+        self.each(anonymous_kb)
+    }
+
+    fn each(&self, value: fn(i32) -> Result<u64>) -> BTreeMap<Part, u64> {
+        by_part(self.clocks.keys().filter_map(|pid| Some((arguments(*pid), value(*pid).ok()?))))
+    }
 }
 
 fn by_part(values: impl Iterator<Item = (Vec<String>, u64)>) -> BTreeMap<Part, u64> {
     let mut sums = BTreeMap::from(Part::ALL.map(|part| (part, 0)));
     for (arguments, value) in values {
-        let Some(part) = Part::of(&arguments) else { continue };
-        *sums.entry(part).or_default() += value;
-        if !matches!(part, Part::Agent | Part::Daemons) {
-            *sums.entry(Part::Daemons).or_default() += value;
+        let part = Part::of(&arguments);
+        let whole = if part == Part::Agent { Part::Agent } else { Part::Daemons };
+        for sum in BTreeSet::from([part, whole, Part::Together]) {
+            *sums.entry(sum).or_default() += value;
         }
     }
     sums
@@ -98,8 +126,7 @@ mod tests {
             ("/opt/nomad-1.11.3 agent -config c", 16),
             ("/opt/nomad-1.11.3 logmon", 32),
             ("/agent/plugins/docker", 64),
-            ("/agent/plugins/containerd-driver", 128),
-            ("runc --root /x delete y", 256),
+            ("runc --root /x delete y", 128),
         ];
         let words = |line: &str| line.split(' ').map(str::to_owned).collect();
         let sums = by_part(processes.into_iter().map(|(line, value)| (words(line), value)));
@@ -108,8 +135,9 @@ mod tests {
             (Part::Loggers, 2),
             (Part::Containerd, 4),
             (Part::Shims, 8),
-            (Part::Daemons, 335),
+            (Part::Daemons, 207),
             (Part::Agent, 48),
+            (Part::Together, 255),
         ];
         assert_eq!(sums, BTreeMap::from(expected));
     }

@@ -1,26 +1,33 @@
-//! What docker's driver and this one take for the same jobs: time, CPU and memory. Both sides run them in turn, one at
-//! a time, on one machine; which side is the first of a round is by seed. Gives figures, not judgements.
+//! What docker's driver and this one take for the same jobs: time, CPU and memory. Both sides run them in turn on one
+//! machine; which side is the first of a round is by seed. Gives figures, not judgements.
+//!
+//! What is measured of tasks at rest comes first, before floods and long outputs leave their memory with the daemons. It
+//! is measured on both sides at the same time, with their own tasks each.
 
 mod cost;
 mod exec;
+mod readings;
 mod table;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
-use std::thread::sleep;
+use std::thread::{available_parallelism, sleep};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use cost::Clocks;
+use cost::Look;
 use harness::agent::{Allocation, poll};
 use harness::fixture::process::output;
+use harness::host::cgroup::is_v2;
+use harness::interrupt::check;
+use rustix::time::{ClockId, clock_getres};
 use serde_json::json;
-use table::{Figure, Figures};
+use table::{Figure, Figures, quantile};
 
 use super::job::Job;
 use super::run::Bench;
-use super::side::Sides;
+use super::side::{Sides, USUAL_LOG_LEVEL};
 use super::{Args, FRAME, images, on_both_sides};
 use crate::page;
 use crate::random::Random;
@@ -29,89 +36,151 @@ use crate::random::Random;
 const SCRIPT: &str = "trap 'exit 0' TERM; : >/alloc/data/begun; sleep 100000 & wait";
 /// Number of tasks with which CPU time and memory are measured.
 const TASKS: usize = 20;
-/// Numbers of tasks that a job starts at once.
-const MANY: [usize; 2] = [TASKS, 50];
-/// Number of execs in each single task.
+/// Number of tasks that a job starts at once, beside [`TASKS`].
+const FLOOD: usize = 50;
+/// Number of execs in each single task, of which the median is the round's.
 const EXECS: usize = 3;
 /// The command that prints much, and how much it prints. It stays a while: Nomad's docker driver drops what it hasn't
 /// read yet when a command ends.
 const PRINT: [&str; 3] = ["sh", "-c", "cat /alloc/data/pattern; sleep 1"];
 const OUTPUT_MIB: usize = 64;
-/// Of the rounds with a single task, those whose number is a multiple of this have much output.
-const OUTPUT_EVERY: usize = 4;
-/// Of so many rounds with a single task there is one with many.
-const MANY_EVERY: usize = 7;
+/// Of so many rounds with a single task there is one of each other kind.
+const MANY_EVERY: usize = 3;
 /// Time after a start of many tasks, and after the end of a task, in which the daemons come to rest.
 const REST: Duration = Duration::from_secs(2);
-/// Time over which CPU time is measured.
-const WINDOW: Duration = Duration::from_secs(6);
+/// Time over which CPU time is measured: some ten readings of a task's statistics by docker's driver.
+const WINDOW: Duration = Duration::from_secs(30);
 /// Timeout of each step of a job's life.
 const STEP: Duration = Duration::from_secs(120);
 
 /// # Errors
 /// Fails if one of the sides can't be set up, with the first call that fails, or with what is left.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let text = on_both_sides(args, |sides, versions| {
-        let text = measure(sides, args.rounds.max(1), args.seed)?;
-        Ok(format!("{}\n{text}", heading(sides, args, versions)?))
+    on_both_sides(args, |sides, versions| {
+        let (rounds, benches) = (Rounds::of(args.rounds), [sides.bench(0)?, sides.bench(1)?]);
+        let rates = warm_up(&benches)?;
+        let heading = heading(sides, args, versions, rates)?;
+        let figures = measure(sides, &benches, rounds, args.seed)?;
+        let text = format!("{heading}\n{}", figures.text(TASKS));
+        print!("{text}");
+        args.page.as_ref().map_or(Ok(()), |path| page::write_into(path, FRAME, &text))
     })?;
-    print!("{text}");
-    if let Some(path) = &args.page {
-        page::write_into(path, FRAME, &text)?;
-    }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Returns on what the figures were taken, and when.
-fn heading(sides: &Sides<'_>, args: &Args, versions: &[String]) -> Result<String> {
+/// The numbers of rounds, which are even: each side is the first one in half of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Rounds {
+    single: usize,
+    /// Of each kind with many tasks, and of those with much output.
+    others: usize,
+}
+
+impl Rounds {
+    fn of(single: usize) -> Self {
+        let single = single.max(1);
+        Self { single: single.next_multiple_of(2), others: single.div_ceil(MANY_EVERY).next_multiple_of(2) }
+    }
+}
+
+/// Returns on what the figures are taken, and when. `rates` are those of statistics, docker's first.
+///
+/// # Errors
+/// Fails if the file system of tasks isn't an overlay on both sides.
+fn heading(sides: &Sides<'_>, args: &Args, versions: &[String], rates: [f64; 2]) -> Result<String> {
     let [dockerd, storage] = sides.dockerd()?;
+    let snapshotter = sides.snapshotter()?;
+    ensure!(
+        [&*storage, snapshotter].iter().all(|name| name.starts_with("overlay")),
+        "dockerd has {storage} and this driver {snapshotter}: both need an overlay"
+    );
     let nomad = output(Command::new(&args.nomad).arg("version"))?;
     let nomad = nomad.lines().next().unwrap_or_default().to_owned();
     let date = output(Command::new("date").args(["-u", "+%F"]))?;
-    let (single, many) = (args.rounds.max(1), rounds_with_many(args.rounds.max(1)));
+    let Rounds { single, others } = Rounds::of(args.rounds);
     Ok(format!(
-        "Seen on {}: {nomad}, dockerd {dockerd} with {storage},\n{}; {single} rounds with a \
-         single task, of which\n{} had much output, and {many} with many tasks.\n",
+        "Seen on {}: {nomad}, dockerd {dockerd} with {storage},\n{};\nthis driver with {snapshotter}, a {} build. \
+         Agents log at {USUAL_LOG_LEVEL}. {}.\nStatistics of a task were read {:.2} times a second by docker's driver, \
+         {:.2} times here.\n{single} rounds with a single task, {others} of each other kind, seed {}.\n",
         date.trim(),
         versions.join(", "),
-        single.div_ceil(OUTPUT_EVERY)
+        build_of(&args.plugin),
+        machine(sides.directory())?,
+        rates[0],
+        rates[1],
+        args.seed
     ))
 }
 
-fn rounds_with_many(rounds: usize) -> usize {
-    rounds.div_ceil(MANY_EVERY)
+/// Returns what the figures depend on of the machine. Files are in a directory.
+fn machine(directory: &Path) -> Result<String> {
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let mut find = Command::new("findmnt");
+    let system = output(find.args(["--noheadings", "--output", "FSTYPE", "--target"]).arg(directory))?;
+    // The kernel notes the time of a write by this clock.
+    let tick = clock_getres(ClockId::RealtimeCoarse).tv_nsec / 1_000_000;
+    Ok(format!(
+        "Linux {}, {} CPUs, ticks of {tick} ms, cgroup {}, files on {}, AppArmor {}",
+        kernel.trim(),
+        available_parallelism()?,
+        if is_v2() { "v2" } else { "v1" },
+        system.trim(),
+        if has_apparmor() { "on (docker's profile there, none here)" } else { "off" }
+    ))
 }
 
-/// Measures all figures on both sides, and returns their tables.
-fn measure(sides: &Sides<'_>, rounds: usize, seed: u64) -> Result<String> {
-    let benches = [sides.bench(0)?, sides.bench(1)?];
-    let (mut order, mut figures) = (Order::by(seed), Figures::default());
-    let (pattern, begun) = (pattern(), Instant::now());
-    // The first task pulls the image, and isn't counted.
+fn has_apparmor() -> bool {
+    fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|word| word.starts_with('Y'))
+}
+
+/// Returns the kind of a build by cargo's directory of it: `debug` or `release`.
+fn build_of(binary: &Path) -> String {
+    let directory = binary.parent().and_then(Path::file_name).unwrap_or_default();
+    let kind = directory.to_string_lossy();
+    if matches!(&*kind, "debug" | "release") { kind.into_owned() } else { "unknown".to_owned() }
+}
+
+/// Has both sides pull the image and run many tasks, which isn't counted. Returns how many readings of the statistics
+/// of one of their tasks come in a second.
+fn warm_up(benches: &[Bench<'_>; 2]) -> Result<[f64; 2]> {
     for (side, bench) in benches.iter().enumerate() {
-        single(bench, &format!("first-{side}"), Some(&pattern))?;
+        single(bench, &format!("first-{side}"))?;
     }
-    for round in 0..rounds {
-        for side in order.next_round() {
-            let pattern = round.is_multiple_of(OUTPUT_EVERY).then_some(&*pattern);
-            let taken = single(&benches[side], &format!("single-{round}-{side}"), pattern)?;
+    let jobs = start_on_both(benches, "warm", TASKS)?;
+    let rates = readings::rates(&jobs.each_ref().map(|job| (job.bench.client, &*job.ids[0])))?;
+    end(&jobs)?;
+    Ok(rates)
+}
+
+/// Measures all figures on both sides.
+fn measure(sides: &Sides<'_>, benches: &[Bench<'_>; 2], rounds: Rounds, seed: u64) -> Result<Figures> {
+    let (mut figures, begun) = (Figures::default(), Instant::now());
+    let is_done = |what: &str| println!("{what}: done after {} s", begun.elapsed().as_secs());
+    // Each kind of round has an order of its own.
+    let [mut at_rest, mut alone, mut printing, mut flooded] =
+        [0, 1, 2, 3].map(|kind| Order::by(seed.wrapping_add(kind)));
+    for round in 0..rounds.others {
+        at_rest_round(sides, benches, round, at_rest.next_round(), &mut figures)?;
+    }
+    is_done("many tasks at rest");
+    for round in 0..rounds.single {
+        for side in alone.next_round() {
+            let taken = single(&benches[side], &format!("single-{round}-{side}"))?;
             taken.into_iter().for_each(|(figure, took)| figures.add(figure, side, took));
         }
     }
-    let seconds = || begun.elapsed().as_secs();
-    println!("{rounds} rounds with a single task are done after {} s", seconds());
-    for round in 0..rounds_with_many(rounds) {
-        for count in MANY {
-            for side in order.next_round() {
-                let name = format!("many-{count}-{round}-{side}");
-                let processes = || sides.processes(side);
-                let taken = many(&benches[side], &name, count, &processes)?;
-                taken.into_iter().for_each(|(figure, value)| figures.add(figure, side, value));
-            }
+    is_done("single tasks");
+    print_rounds(benches, rounds.others, &mut printing, &mut figures)?;
+    is_done("much output");
+    for round in 0..rounds.others {
+        for side in flooded.next_round() {
+            let job = Many::start(&benches[side], format!("flood-{round}-{side}"), FLOOD)?;
+            figures.add(Figure::Many(FLOOD), side, job.took);
+            end(&[job])?;
         }
-        println!("round {} with many tasks is done after {} s", round + 1, seconds());
     }
-    Ok(figures.text(TASKS))
+    is_done("floods of tasks");
+    Ok(figures)
 }
 
 /// The order of the sides in each round: by seed in one, and the other way round in the next.
@@ -156,69 +225,143 @@ fn submit(bench: &Bench<'_>, name: &str, count: usize) -> Result<()> {
 }
 
 /// Runs a single task from its start to its end.
-fn single(bench: &Bench<'_>, name: &str, pattern: Option<&[u8]>) -> Result<Vec<(Figure, f64)>> {
+fn single(bench: &Bench<'_>, name: &str) -> Result<Vec<(Figure, f64)>> {
     let client = bench.client;
     submit(bench, name, 1)?;
     let ids = client.placed(name, 1)?;
     let id = ids.first().context("no allocation")?;
     client.running(id, "main")?;
     let begun = first_write(bench, id)?;
-    let mut taken = Vec::new();
-    for _ in 0..EXECS {
-        let done = exec::run(client.own_http(), id, &["true"])?;
-        taken.push((Figure::Exec, milliseconds(done.took)));
-    }
-    if let Some(pattern) = pattern {
-        fs::write(data(bench, id).join("pattern"), pattern)?;
-        let done = exec::run(client.own_http(), id, &PRINT)?;
-        ensure!(done.stdout == pattern, "{} bytes came, and not those of the file", done.stdout.len());
-        taken.push((Figure::Output(OUTPUT_MIB), milliseconds(done.printed)));
-    }
+    let exec = |_| Ok::<_, anyhow::Error>(milliseconds(exec::run(client.own_http(), id, &["true"])?.took));
+    let execs = (0..EXECS).map(exec).collect::<Result<Vec<_>>>()?;
     bench.api.stop(name, false)?;
     let task = client.dead(id, "main")?;
     bench.api.stop(name, true)?;
     let at = |kind| Ok::<_, anyhow::Error>(task.event(kind)?.at());
     let killing = at("Killing")?;
-    taken.push((Figure::FirstWrite, milliseconds(begun.duration_since(at("Task Setup")?)?)));
-    taken.push((Figure::Exit, milliseconds(at("Terminated")?.duration_since(killing)?)));
-    taken.push((Figure::Removal, milliseconds(at("Killed")?.duration_since(killing)?)));
     sleep(REST / 4);
-    Ok(taken)
+    Ok(vec![
+        (Figure::FirstWrite, milliseconds(begun.duration_since(at("Task Setup")?)?)),
+        (Figure::Exec, quantile(&execs, 0.5).context("no exec")?),
+        (Figure::Exit, milliseconds(at("Terminated")?.duration_since(killing)?)),
+        (Figure::Removal, milliseconds(at("Killed")?.duration_since(killing)?)),
+    ])
 }
 
-/// Runs a job of many tasks, which are started at once. With [`TASKS`] of them, the usage of `processes` is measured.
-fn many(
-    bench: &Bench<'_>,
-    name: &str,
-    count: usize,
-    processes: &dyn Fn() -> Result<Vec<i32>>,
-) -> Result<Vec<(Figure, f64)>> {
-    let submitted = SystemTime::now();
-    submit(bench, name, count)?;
-    let ids = bench.client.placed(name, count)?;
-    let mut last = submitted;
-    for id in &ids {
-        last = last.max(first_write(bench, id)?);
+/// A job of many tasks that run.
+struct Many<'a> {
+    bench: &'a Bench<'a>,
+    name: String,
+    /// Ids of the allocations, one for each task.
+    ids: Vec<String>,
+    /// Time from the job's submission to the last task's first write, in milliseconds.
+    took: f64,
+}
+
+impl<'a> Many<'a> {
+    /// Starts all tasks at once.
+    fn start(bench: &'a Bench<'a>, name: String, count: usize) -> Result<Self> {
+        let submitted = SystemTime::now();
+        submit(bench, &name, count)?;
+        let ids = bench.client.placed(&name, count)?;
+        let mut last = submitted;
+        for id in &ids {
+            last = last.max(first_write(bench, id)?);
+        }
+        Ok(Self { bench, name, ids, took: milliseconds(last.duration_since(submitted)?) })
     }
-    let mut taken = vec![(Figure::Many(count), milliseconds(last.duration_since(submitted)?))];
-    if count == TASKS {
-        sleep(REST);
-        let (before, begun) = (Clocks::read(&processes()?), Instant::now());
-        sleep(WINDOW);
-        let (all, seconds) = (processes()?, begun.elapsed().as_secs_f64());
-        let used = Clocks::read(&all).since(&before);
-        let of_a_task = |nanoseconds: u64| nanoseconds as f64 / 1e6 / seconds / TASKS as f64;
-        taken.extend(used.into_iter().map(|(part, used)| (Figure::Cpu(part), of_a_task(used))));
-        let memory = cost::memory(&all).into_iter();
-        taken.extend(memory.map(|(part, kb)| (Figure::Memory(part), kb as f64 / 1024.0)));
+}
+
+/// Starts a job on each side, the tasks of one after those of the other.
+fn start_on_both<'a>(benches: &'a [Bench<'a>; 2], name: &str, count: usize) -> Result<[Many<'a>; 2]> {
+    let start = |side: usize| Many::start(&benches[side], format!("{name}-{side}"), count);
+    Ok([start(0)?, start(1)?])
+}
+
+/// Ends jobs, and waits until the daemons are at rest.
+fn end(jobs: &[Many<'_>]) -> Result<()> {
+    for job in jobs {
+        job.bench.api.stop(&job.name, false)?;
     }
-    bench.api.stop(name, false)?;
-    for id in &ids {
-        bench.client.allocation_until(id, "stopped allocation", STEP, Allocation::is_terminal)?;
+    for job in jobs {
+        for id in &job.ids {
+            job.bench.client.allocation_until(id, "stopped allocation", STEP, Allocation::is_terminal)?;
+        }
+        job.bench.api.stop(&job.name, true)?;
     }
-    bench.api.stop(name, true)?;
     sleep(REST);
-    Ok(taken)
+    Ok(())
+}
+
+/// Starts many tasks, those of one side after those of the other, and measures the usage of both while they are at rest.
+fn at_rest_round(
+    sides: &Sides<'_>,
+    benches: &[Bench<'_>; 2],
+    round: usize,
+    order: [usize; 2],
+    figures: &mut Figures,
+) -> Result<()> {
+    let mut jobs = Vec::new();
+    for side in order {
+        let job = Many::start(&benches[side], format!("rest-{round}-{side}"), TASKS)?;
+        figures.add(Figure::Many(TASKS), side, job.took);
+        jobs.push(job);
+    }
+    sleep(REST);
+    let look = |side| Ok::<_, anyhow::Error>(Look::at(&sides.processes(side)?));
+    let before = [look(0)?, look(1)?];
+    wait(WINDOW)?;
+    let after = [look(0)?, look(1)?];
+    for (side, (before, after)) in before.iter().zip(&after).enumerate() {
+        for (part, nanoseconds) in after.cpu_since(before) {
+            figures.add(Figure::Cpu(part), side, nanoseconds / 1e6 / TASKS as f64);
+        }
+        for (part, kb) in after.memory() {
+            figures.add(Figure::Memory(part), side, kb as f64 / 1024.0);
+        }
+        for (part, kb) in after.anonymous_memory() {
+            figures.add(Figure::Anonymous(part), side, kb as f64 / 1024.0);
+        }
+    }
+    end(&jobs)
+}
+
+/// Waits for so long, or fails after an interrupt.
+fn wait(time: Duration) -> Result<()> {
+    let begun = Instant::now();
+    while let Some(left) = time.checked_sub(begun.elapsed()) {
+        check()?;
+        sleep(left.min(REST / 4));
+    }
+    Ok(())
+}
+
+/// Has a task of each side print much, again and again. The first time isn't counted.
+fn print_rounds(
+    benches: &[Bench<'_>; 2],
+    rounds: usize,
+    order: &mut Order,
+    figures: &mut Figures,
+) -> Result<()> {
+    let (jobs, pattern) = (start_on_both(benches, "print", 1)?, pattern());
+    for job in &jobs {
+        fs::write(data(job.bench, &job.ids[0]).join("pattern"), &pattern)?;
+        job.bench.client.running(&job.ids[0], "main")?;
+        print_all(job, &pattern)?;
+    }
+    for _ in 0..rounds {
+        for side in order.next_round() {
+            figures.add(Figure::Output(OUTPUT_MIB), side, print_all(&jobs[side], &pattern)?);
+        }
+    }
+    end(&jobs)
+}
+
+/// Prints the pattern by an exec, and returns the time until all of it has come, in milliseconds.
+fn print_all(job: &Many<'_>, pattern: &[u8]) -> Result<f64> {
+    let done = exec::run(job.bench.client.own_http(), &job.ids[0], &PRINT)?;
+    ensure!(done.stdout == pattern, "{} bytes came, and not those of the file", done.stdout.len());
+    Ok(milliseconds(done.printed))
 }
 
 /// Returns the time of a task's first write.
@@ -262,6 +405,19 @@ mod tests {
         }
         let firsts = |seed| Order::by(seed).next_round()[0];
         assert!((0..20).map(firsts).any(|first| first != firsts(0)));
+    }
+
+    #[test]
+    fn each_kind_of_round_is_made_an_even_number_of_times() {
+        for (wanted, single, others) in [(12, 12, 4), (0, 2, 2), (1, 2, 2), (7, 8, 4), (20, 20, 8)] {
+            assert_eq!(Rounds::of(wanted), Rounds { single, others }, "{wanted}");
+        }
+    }
+
+    #[test]
+    fn a_build_is_known_by_cargos_directory() {
+        let builds = ["/t/release/x", "/t/debug/x", "/usr/bin/x", "x"].map(|path| build_of(Path::new(path)));
+        assert_eq!(builds, ["release", "debug", "unknown", "unknown"]);
     }
 
     #[test]

@@ -27,6 +27,8 @@ pub enum Figure {
     Cpu(Part),
     /// Proportional memory, in MiB.
     Memory(Part),
+    /// Proportional memory without that of files, in MiB.
+    Anonymous(Part),
 }
 
 impl Figure {
@@ -40,12 +42,13 @@ impl Figure {
             Self::Many(count) => format!("{count} tasks of one job, until each has written"),
             Self::Cpu(part) => format!("CPU a task-second with {tasks} tasks: {}", part.name()),
             Self::Memory(part) => format!("memory with {tasks} tasks: {}", part.name()),
+            Self::Anonymous(part) => format!("anonymous memory with {tasks} tasks: {}", part.name()),
         }
     }
 
     fn shown(self, value: f64) -> String {
         match self {
-            Self::Memory(_) => format!("{} MiB", digits(value)),
+            Self::Memory(_) | Self::Anonymous(_) => format!("{} MiB", digits(value)),
             Self::Cpu(_) => format!("{} ms", digits(value)),
             _ if value >= 1000.0 => format!("{} s", digits(value / 1000.0)),
             _ => format!("{} ms", digits(value)),
@@ -55,7 +58,9 @@ impl Figure {
     /// Returns whether a figure has a row of its own in the first table.
     fn is_whole(self) -> bool {
         match self {
-            Self::Cpu(part) | Self::Memory(part) => part == Part::Daemons,
+            Self::Cpu(part) | Self::Memory(part) | Self::Anonymous(part) => {
+                matches!(part, Part::Daemons | Part::Together)
+            }
             _ => true,
         }
     }
@@ -81,7 +86,7 @@ impl Figures {
     }
 
     fn median(&self, figure: Figure, side: usize) -> Option<f64> {
-        rank(&self.0.get(&figure)?[side], 0.5)
+        quantile(&self.0.get(&figure)?[side], 0.5)
     }
 
     /// Returns both tables. The usage was taken with this many tasks.
@@ -95,7 +100,8 @@ impl Figures {
         }
         let _ = writeln!(
             text,
-            "\n| with {tasks} tasks | CPU a task-second, docker | here | memory, docker | here |\n|---|---|---|---|---|"
+            "\n| with {tasks} tasks | CPU a task-second, docker | here | memory, docker | here | anonymous, docker | here |\n\
+             |---|---|---|---|---|---|---|"
         );
         for part in Part::ALL {
             // A part without memory isn't there.
@@ -104,18 +110,10 @@ impl Figures {
                 let median = self.median(figure, side).filter(|_| is_there(side));
                 median.map_or_else(String::new, |median| figure.shown(median))
             };
-            let [cpu, memory] =
-                [Figure::Cpu(part), Figure::Memory(part)].map(|figure| [0, 1].map(|side| cell(figure, side)));
-            if cpu.iter().chain(&memory).any(|cell| !cell.is_empty()) {
-                let _ = writeln!(
-                    text,
-                    "| {} | {} | {} | {} | {} |",
-                    part.name(),
-                    cpu[0],
-                    cpu[1],
-                    memory[0],
-                    memory[1]
-                );
+            let figures = [Figure::Cpu(part), Figure::Memory(part), Figure::Anonymous(part)];
+            let cells = figures.map(|figure| [0, 1].map(|side| cell(figure, side))).concat();
+            if cells.iter().any(|cell| !cell.is_empty()) {
+                let _ = writeln!(text, "| {} | {} |", part.name(), cells.join(" | "));
             }
         }
         text
@@ -125,19 +123,20 @@ impl Figures {
 /// Returns the median of the rounds' ratios and, of enough rounds, between which values half of them are.
 fn ratio([docker, here]: &[Vec<f64>; 2]) -> String {
     let ratios: Vec<f64> = docker.iter().zip(here).map(|(docker, here)| here / docker).collect();
-    let at = |part| rank(&ratios, part).unwrap_or(f64::NAN);
+    let at = |part| quantile(&ratios, part).unwrap_or(f64::NAN);
     if ratios.len() < LEAST_ROUNDS {
         return format!("{:.2}", at(0.5));
     }
     format!("{:.2} ({:.2} to {:.2})", at(0.5), at(0.25), at(0.75))
 }
 
-/// Returns the smallest value that this part of all values doesn't exceed.
-fn rank(values: &[f64], part: f64) -> Option<f64> {
+/// Returns the value that this part of all values is below, between two of them in proportion to where the part ends.
+pub fn quantile(values: &[f64], part: f64) -> Option<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_unstable_by(f64::total_cmp);
-    let rank = (part * sorted.len() as f64).ceil() as usize;
-    sorted.get(rank.saturating_sub(1)).copied()
+    let place = part * sorted.len().checked_sub(1)? as f64;
+    let (below, above) = (sorted[place.floor() as usize], sorted[place.ceil() as usize]);
+    Some(below + (above - below) * place.fract())
 }
 
 #[cfg(test)]
@@ -161,9 +160,24 @@ mod tests {
 
     #[test]
     fn half_of_the_ratios_of_enough_rounds_are_within_those_shown() {
-        let here: Vec<f64> = (1..=8).map(|tenth| f64::from(tenth) * 100.0).collect();
-        let text = figures(Figure::Many(50), &[1000.0; 8], &here).text(20);
-        assert!(text.contains("has written | 1.00 s | 400 ms | 0.40 (0.20 to 0.60) |"), "{text}");
+        let text = figures(Figure::Many(50), &[1000.0; 4], &[800.0, 200.0, 400.0, 600.0]).text(20);
+        assert!(text.contains("has written | 1.00 s | 500 ms | 0.50 (0.35 to 0.65) |"), "{text}");
+    }
+
+    #[test]
+    fn a_quantile_is_between_two_values_or_one_of_them() {
+        let cases: [(&[f64], f64, f64); 5] = [
+            (&[7.0], 0.25, 7.0),
+            (&[4.0, 2.0], 0.5, 3.0),
+            (&[9.0, 1.0, 5.0], 0.5, 5.0),
+            (&[0.0, 8.0, 4.0], 0.25, 2.0),
+            (&[1.0, 2.0], 1.0, 2.0),
+        ];
+        for (values, part, expected) in cases {
+            let found = quantile(values, part).unwrap();
+            assert!((found - expected).abs() < 1e-9, "{values:?}, {part}: {found}");
+        }
+        assert!(quantile(&[], 0.5).is_none());
     }
 
     #[test]
@@ -173,9 +187,10 @@ mod tests {
         all.add(Figure::Memory(Part::Loggers), 1, 0.0);
         all.add(Figure::Memory(Part::Daemons), 0, 400.0);
         all.add(Figure::Memory(Part::Daemons), 1, 100.0);
+        all.add(Figure::Anonymous(Part::Loggers), 0, 200.0);
         let text = all.text(20);
         assert!(text.contains("| memory with 20 tasks: all daemons | 400 MiB | 100 MiB | 0.25 |"), "{text}");
-        assert!(text.contains("| `docker_logger` | 0.00 ms |  | 300 MiB |  |\n"), "{text}");
+        assert!(text.contains("| `docker_logger` | 0.00 ms |  | 300 MiB |  | 200 MiB |  |\n"), "{text}");
         assert!(!text.contains("containerd"), "{text}");
     }
 }

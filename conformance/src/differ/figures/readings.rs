@@ -1,0 +1,59 @@
+//! How often the statistics of a task are read, by the times of the readings that the agent has.
+
+use std::collections::BTreeSet;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use harness::agent::Client;
+use harness::interrupt::check;
+
+use crate::differ::nomad::Api;
+
+/// Time in which readings are counted.
+const COUNTED: Duration = Duration::from_secs(12);
+/// Time between two looks, in which no two readings come.
+const PACE: Duration = Duration::from_millis(200);
+
+/// Returns how many readings of a task's statistics come in a second, for an allocation of each side.
+///
+/// # Errors
+/// Fails if there are fewer than two readings in all the time.
+pub fn rates(tasks: &[(&Client, &str); 2]) -> Result<[f64; 2]> {
+    let mut times = <[BTreeSet<u64>; 2]>::default();
+    let begun = Instant::now();
+    while begun.elapsed() < COUNTED {
+        check()?;
+        for ((client, id), times) in tasks.iter().zip(&mut times) {
+            let usage =
+                Api::at(client.own_http().to_owned()).get(&format!("/v1/client/allocation/{id}/stats"))?;
+            times.extend(usage["Tasks"]["main"]["Timestamp"].as_u64());
+        }
+        sleep(PACE);
+    }
+    let [docker, here] = times;
+    Ok([
+        rate(&docker).context("statistics of docker's driver")?,
+        rate(&here).context("statistics of this driver")?,
+    ])
+}
+
+/// Returns the number of readings in a second by their times, in nanoseconds.
+fn rate(times: &BTreeSet<u64>) -> Result<f64> {
+    let span = times.last().zip(times.first()).map_or(0, |(last, first)| last - first);
+    let rate = (times.len() as f64 - 1.0) / Duration::from_nanos(span).as_secs_f64();
+    Some(rate).filter(|_| span > 0).context("fewer than two readings came")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_is_that_between_the_first_and_the_last_reading() {
+        let at =
+            |seconds: &[u64]| seconds.iter().map(|second| second * 1_000_000_000).collect::<BTreeSet<_>>();
+        assert!((rate(&at(&[5, 7, 9, 13])).unwrap() - 0.375).abs() < 1e-9);
+        assert!(rate(&at(&[5])).is_err() && rate(&at(&[])).is_err());
+    }
+}
