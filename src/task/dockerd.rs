@@ -3,14 +3,13 @@
 //!
 //! dockerd need not be there: its containers outlive it where it is so configured. So they are found by the shims that
 //! containerd has started for it, and by the specifications in their bundles, which only root can write. A shim stays
-//! until it is asked for the end of its container: a container of which no process is left has ended.
+//! until it is asked for the end of its container: one that was created, and of which no process is left, has ended.
 //!
 //! Source of the facts: hashicorp/nomad `drivers/docker/` (`handle.go`, `driver.go`: mounts and names); moby/moby
 //! `libcontainerd/remote` and `daemon/daemon_unix.go` (its namespaces); containerd `core/runtime/v2` (a shim's directory).
 
 #![expect(clippy::disallowed_methods, reason = "opens what the kernel makes, below /proc")]
 
-use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Read as _};
@@ -40,6 +39,9 @@ const ID_DIGITS: usize = 64;
 const SHOWN_DIGITS: usize = 12;
 /// Maximum size of a specification that is read.
 const SPEC_LIMIT_BYTES: u64 = 8 * 1024 * 1024;
+/// File in a bundle that the shim has the runtime write once the container is created, and its maximum size.
+const INIT_PID: &str = "init.pid";
+const PID_LIMIT_BYTES: u64 = 32;
 
 /// Part of the driver state of Nomad's own docker driver.
 #[derive(Deserialize)]
@@ -102,10 +104,10 @@ impl DockerdContainers {
             return Ok(());
         }
         let its = |all: &[DockerdContainer]| all.iter().find(|container| container.is_of(config)).cloned();
-        if its(self.at_first.get_or_try_init(look).await?).is_none() {
+        if its(self.at_first.get_or_try_init(|| look(Shims::All)).await?).is_none() {
             return Ok(());
         }
-        let Some(container) = its(&look().await?) else { return Ok(()) };
+        let Some(container) = its(&look(Shims::OfRunning).await?) else { return Ok(()) };
         Err(Error::transient(format!(
             "it still runs under dockerd, as the container {name}-{alloc} ({id}), and two must not run at once: end that one \
              with \"docker rm -f {id}\", or without dockerd with \"ctr -n {NAMESPACE} tasks kill -s SIGKILL {whole}\"",
@@ -117,23 +119,26 @@ impl DockerdContainers {
     }
 }
 
+/// Which of dockerd's shims a look is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shims {
+    All,
+    /// Those whose container has not ended.
+    OfRunning,
+}
+
 /// Looks for the containers of dockerd's.
-async fn look() -> Result<Vec<DockerdContainer>> {
-    let found = shim::look_at_processes(running).await.flatten();
+async fn look(which: Shims) -> Result<Vec<DockerdContainer>> {
+    let found = shim::look_at_processes(move || containers(which)).await.flatten();
     found.map_err(|error| Error::transient(error).context("look for containers of dockerd's"))
 }
 
 /// Returns the containers of dockerd's. Blocking: not for an async thread.
-fn running() -> io::Result<Vec<DockerdContainer>> {
+fn containers(which: Shims) -> io::Result<Vec<DockerdContainer>> {
     let own_root = fs::metadata("/")?;
-    let mut pids = Vec::new();
-    for process in fs::read_dir("/proc")? {
-        pids.extend(process?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()));
-    }
-    let parents = parents(&pids)?;
     let mut found = Vec::new();
-    for pid in pids {
-        match container_of_shim(pid, &own_root, &parents) {
+    for pid in pids()? {
+        match container_of_shim(pid, &own_root, which) {
             Ok(container) => found.extend(container),
             // It has ended meanwhile.
             Err(error) if procfs::is_of_no_process(&error) => {}
@@ -143,18 +148,20 @@ fn running() -> io::Result<Vec<DockerdContainer>> {
     Ok(found)
 }
 
-/// Returns the parents of processes, as far as these have not ended.
-fn parents(pids: &[i32]) -> io::Result<HashSet<i32>> {
-    let parents = pids.iter().map(|pid| Stat::look(*pid).map(|stat| stat.map(|stat| stat.parent)));
-    Ok(parents.collect::<io::Result<Vec<_>>>()?.into_iter().flatten().collect())
+/// Returns the pids of all processes.
+fn pids() -> io::Result<Vec<i32>> {
+    let mut pids = Vec::new();
+    for process in fs::read_dir("/proc")? {
+        pids.extend(process?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()));
+    }
+    Ok(pids)
 }
 
-/// Returns the container whose shim a process is, if dockerd has it and it has not ended. `parents` are those of all
-/// processes.
+/// Returns the container whose shim a process is, if dockerd has it.
 fn container_of_shim(
     pid: i32,
     own_root: &fs::Metadata,
-    parents: &HashSet<i32>,
+    which: Shims,
 ) -> io::Result<Option<DockerdContainer>> {
     // The name is read without the lock of the process's memory.
     if !fs::read(format!("/proc/{pid}/comm"))?.starts_with(SHIM) {
@@ -162,30 +169,51 @@ fn container_of_shim(
     }
     let command_line = procfs::command_line(pid);
     let Some(id) = container_in(&command_line) else { return Ok(None) };
-    if has_ended(&command_line, parents.contains(&pid)) {
-        return Ok(None);
-    }
     // A process in a container can have any name and any arguments, but has another root than the host's.
     let root = fs::metadata(format!("/proc/{pid}/root"))?;
     if (root.dev(), root.ino()) != (own_root.dev(), own_root.ino()) || !procfs::shares_our_pids(pid) {
         return Ok(None);
     }
     let bundle = fs::read_link(format!("/proc/{pid}/cwd"))?;
-    let spec = host_path::open_file(&bundle, Path::new("config.json"));
-    let spec = match spec {
-        Ok(spec) => spec,
+    let Some(spec) = read_if_there(&bundle, "config.json", SPEC_LIMIT_BYTES)? else {
         // A shim that removes its bundle has no process any more.
-        Err(_) if !bundle.join("config.json").exists() => return Ok(None),
+        return Ok(None);
+    };
+    if which == Shims::OfRunning && has_ended(pid, &command_line, &bundle)? {
+        return Ok(None);
+    }
+    Ok(Some(DockerdContainer { id, sources: sources_in(&spec)? }))
+}
+
+/// Reads a file in a shim's bundle. `None` if it isn't there.
+fn read_if_there(bundle: &Path, name: &str, limit_bytes: u64) -> io::Result<Option<Vec<u8>>> {
+    let file = match host_path::open_file(bundle, Path::new(name)) {
+        Ok(file) => file,
+        Err(_) if !bundle.join(name).exists() => return Ok(None),
         Err(error) => return Err(io::Error::other(error)),
     };
     let mut text = Vec::new();
-    spec.take(SPEC_LIMIT_BYTES).read_to_end(&mut text)?;
-    Ok(Some(DockerdContainer { id, sources: sources_in(&text)? }))
+    file.take(limit_bytes).read_to_end(&mut text)?;
+    Ok(Some(text))
 }
 
-/// Returns true if the container of a shim with these arguments has ended.
-fn has_ended(command_line: &[u8], has_child: bool) -> bool {
-    !has_child && program_in(command_line).is_some_and(|program| program.as_bytes() == SHIM_OF_PROCESSES)
+/// Returns true if the container of a shim, which has these arguments and this bundle, was created and has ended: its
+/// shim has no child any more. Before the file with the pid of its first process is there, it may yet be created.
+fn has_ended(shim: i32, command_line: &[u8], bundle: &Path) -> io::Result<bool> {
+    if program_in(command_line).is_none_or(|program| program.as_bytes() != SHIM_OF_PROCESSES) {
+        return Ok(false);
+    }
+    let init = read_if_there(bundle, INIT_PID, PID_LIMIT_BYTES)?;
+    let Some(init) = init.and_then(|pid| std::str::from_utf8(&pid).ok()?.trim().parse().ok()) else {
+        return Ok(false);
+    };
+    // The first process is looked at last: in the midst of the look it may become the shim's child, as the runtime ends.
+    for pid in pids()?.into_iter().chain([init]) {
+        if Stat::look(pid)?.is_some_and(|stat| stat.parent == shim) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Returns the name of a process's program, without the directory.
@@ -271,14 +299,20 @@ mod tests {
     }
 
     #[test]
-    fn a_container_without_a_process_has_ended_though_its_shim_stays() {
+    fn a_created_container_without_a_process_has_ended_though_its_shim_stays() {
         let line = |shim: &str| format!("/usr/bin/{shim}\0-namespace\0moby\0-id\0x").into_bytes();
-        assert!(has_ended(&line("containerd-shim-runc-v2"), false));
-        assert!(!has_ended(&line("containerd-shim-runc-v2"), true));
-        assert!(!has_ended(&line("containerd-shim-kata-v2"), false), "the sandbox may be within the shim");
+        let (runc, kata) = (line("containerd-shim-runc-v2"), line("containerd-shim-kata-v2"));
+        let bundle = tempfile::tempdir().unwrap();
         let own = i32::try_from(std::process::id()).unwrap();
         let parent = i32::try_from(std::os::unix::process::parent_id()).unwrap();
-        assert_eq!(parents(&[own, i32::MAX]).unwrap(), HashSet::from([parent]));
+        let ended = |shim: i32, line: &[u8]| has_ended(shim, line, bundle.path()).unwrap();
+        assert!(!ended(i32::MAX, &runc), "it may yet be created");
+        for (text, has_ended) in [("", false), ("x", false), ("2147483646", true), (&*format!("{own}\n"), true)] {
+            fs::write(bundle.path().join(INIT_PID), text).unwrap();
+            assert_eq!(ended(i32::MAX, &runc), has_ended, "{text:?}");
+            assert!(!ended(parent, &runc), "it has a child: {text:?}");
+            assert!(!ended(i32::MAX, &kata), "the sandbox may be within the shim");
+        }
     }
 
     #[test]

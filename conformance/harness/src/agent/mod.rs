@@ -65,7 +65,7 @@ impl Agent {
     /// Carries the end of the agent's log.
     pub fn start(setup: Setup) -> Result<Self> {
         setup.lay_out()?;
-        on_free_ports(|| Self::start_once(setup.clone()))
+        on_free_ports(move || Self::start_once(setup.clone()))
     }
 
     fn start_once(setup: Setup) -> Result<Self> {
