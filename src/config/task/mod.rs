@@ -163,7 +163,7 @@ impl TaskOptions {
             names,
             namespaces,
             network,
-            security: security.decode()?,
+            security: security.decode(driver, &mut warnings)?,
             limits: limits.decode(&mut warnings)?,
             mounts,
             devices: devices.decode()?,

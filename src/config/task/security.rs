@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::security_opt::SecurityOpt;
 use crate::config::hclspec::{default, optional};
 use crate::config::plugin::SecurityPolicy;
-use crate::config::{CapabilityList, ConfigError, forbidden, value};
+use crate::config::{CapabilityList, ConfigError, DriverName, Warnings, forbidden, value};
 
 /// The options about a task's rights.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -65,7 +65,7 @@ pub(super) fn schema() -> Vec<(&'static str, Spec)> {
 }
 
 impl Raw {
-    pub(super) fn decode(self) -> Result<Security, ConfigError> {
+    pub(super) fn decode(self, driver: DriverName, warnings: &mut Warnings) -> Result<Security, ConfigError> {
         let Self {
             privileged,
             readonly_rootfs,
@@ -79,7 +79,14 @@ impl Raw {
         } = self;
         let opt = SecurityOpt::decode(security_opt)?;
         let cap_add = CapabilityList::decode("cap_add", cap_add)?;
-        let cap_drop = CapabilityList::decode("cap_drop", cap_drop)?;
+        let mut cap_drop = CapabilityList::decode("cap_drop", cap_drop)?;
+        if driver.is_docker() && privileged == Some(true) && !cap_drop.is_empty() {
+            warnings.add(
+                "cap_drop",
+                "a privileged task has all capabilities, as under docker: leave out privileged",
+            );
+            cap_drop = CapabilityList::default();
+        }
         if cap_add.all && cap_drop.all {
             return Err(value(
                 "cap_drop",
@@ -199,6 +206,7 @@ mod tests {
 
     use super::*;
     use crate::config::capabilities::tests::list;
+    use crate::config::task::TaskOptions;
     use crate::config::task::tests::{decode, refusal};
 
     fn security_policy() -> SecurityPolicy {
@@ -219,6 +227,23 @@ mod tests {
 
     fn opt(words: &[&str]) -> Security {
         security(&json!({ "security_opt": words })).unwrap()
+    }
+
+    #[test]
+    fn a_privileged_task_drops_no_capability_under_dockers_name() {
+        let dropped = |driver, options: &Value| {
+            let options = TaskOptions::decode(driver, &rmp_serde::to_vec_named(options).unwrap()).unwrap();
+            (options.security.cap_drop, options.warnings.options())
+        };
+        let options =
+            |privileged: bool| json!({"image": "redis", "privileged": privileged, "cap_drop": ["all"]});
+        let all = || CapabilityList::every();
+        assert_eq!(
+            dropped(DriverName::Docker, &options(true)),
+            (CapabilityList::default(), vec!["cap_drop"])
+        );
+        assert_eq!(dropped(DriverName::Docker, &options(false)), (all(), vec![]));
+        assert_eq!(dropped(DriverName::ContainerdDriver, &options(true)), (all(), vec![]));
     }
 
     #[test]
