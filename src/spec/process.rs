@@ -1,7 +1,7 @@
 //! The process of a container: arguments, environment and working directory; and the same for an exec.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use oci_spec::image::Config;
 use oci_spec::runtime::{BoxBuilder, Process};
@@ -53,7 +53,7 @@ pub(super) fn arguments(requested: &config::Process, image: Option<&Config>) -> 
 }
 
 /// Returns the environment: the image's, overridden by the task's, and defaults for variables that every process
-/// expects.
+/// expects. Of a variable that the image has twice, the first counts, as for docker.
 pub(super) fn environment(
     image: Option<&Config>,
     task: &HashMap<String, String>,
@@ -63,8 +63,10 @@ pub(super) fn environment(
 ) -> Vec<String> {
     let from_image = image.and_then(|config| config.env().clone()).unwrap_or_default();
     let name_of = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
+    let mut named = HashSet::new();
+    let mut is_first = |name: String| !task.contains_key(&name) && named.insert(name);
     let mut environment: Vec<String> =
-        from_image.into_iter().filter(|entry| !task.contains_key(&name_of(entry))).collect();
+        from_image.into_iter().filter(|entry| is_first(name_of(entry))).collect();
     let mut from_task: Vec<String> = task.iter().map(|(name, value)| format!("{name}={value}")).collect();
     from_task.sort_unstable();
     environment.extend(from_task);
@@ -256,7 +258,8 @@ mod tests {
 
     #[test]
     fn task_variables_override_the_images() {
-        let image = ConfigBuilder::default().env(words("PATH=/mine A=image B=image")).build().unwrap();
+        let image =
+            ConfigBuilder::default().env(words("PATH=/mine A=image B=image B=again")).build().unwrap();
         let task = HashMap::from([("A".to_owned(), "task=1".to_owned()), ("C".to_owned(), String::new())]);
         let of = |tty| environment(Some(&image), &task, "web-1", "/root", tty);
         let usual = ["PATH=/mine", "B=image", "A=task=1", "C=", "HOSTNAME=web-1", "HOME=/root"];
