@@ -307,7 +307,9 @@ mod tests {
         let parent = i32::try_from(std::os::unix::process::parent_id()).unwrap();
         let ended = |shim: i32, line: &[u8]| has_ended(shim, line, bundle.path()).unwrap();
         assert!(!ended(i32::MAX, &runc), "it may yet be created");
-        for (text, has_ended) in [("", false), ("x", false), ("2147483646", true), (&*format!("{own}\n"), true)] {
+        for (text, has_ended) in
+            [("", false), ("x", false), ("2147483646", true), (&*format!("{own}\n"), true)]
+        {
             fs::write(bundle.path().join(INIT_PID), text).unwrap();
             assert_eq!(ended(i32::MAX, &runc), has_ended, "{text:?}");
             assert!(!ended(parent, &runc), "it has a child: {text:?}");

@@ -43,11 +43,12 @@ const fn explained(
 const ANY: &str = "*";
 
 /// All explained differences.
-pub const ALL: [Explained; 22] = [
+pub const ALL: [Explained; 30] = [
     explained(
+        // A cgroup namespace of the task's own is made before it gets there.
         &["groups/cpuset"],
-        "{its cgroup}",
-        "/nomad/*",
+        ANY,
+        "/*",
         ["the cgroup of `cpuset`", "docker's", "the one that Nomad shares processors out by"],
         "Nomad's own layout, as for tasks of its other drivers",
     ),
@@ -60,10 +61,10 @@ pub const ALL: [Explained; 22] = [
     ),
     explained(
         &["end/message"],
-        "Exit Code: *Exit Message: \"Docker container exited*",
+        "Exit Code: *Exit Message: *",
         "Exit Code: *",
-        ["the text of a failure's event", "has the exit code twice, in docker's words", "has it once"],
-        "the code, the signal and the kind of event are the same",
+        ["the text of a failure's event", "has the cause in docker's words as well", "has the exit code"],
+        "an external driver can't tell a text; the code, the signal and the kill for memory are the same",
     ),
     explained(
         &["end/signal"],
@@ -121,6 +122,78 @@ pub const ALL: [Explained; 22] = [
         "runs",
         ["`hostname` of a task in a group's network", "refused by dockerd", "the task's name"],
         "each task has a name of its own",
+    ),
+    explained(
+        &["start"],
+        "*network-scoped alias is supported only for containers in user defined networks*",
+        "runs",
+        [
+            "`network_aliases` on the default bridge",
+            "refused by dockerd 28",
+            "names in the task's `/etc/hosts`",
+        ],
+        "the task knows itself by them; dockerd 26 takes them, too",
+    ),
+    explained(
+        &["start"],
+        "*user specified IP address is supported on user defined networks only*",
+        "runs",
+        ["`ipv4_address` on the default bridge", "refused by dockerd 28", "the task has the address"],
+        "the option does what its name says",
+    ),
+    explained(
+        &["start"],
+        "runs",
+        "*the option image_pull_timeout can't be*",
+        [
+            "`image_pull_timeout` that is no duration",
+            "refused by the first node that has to pull the image",
+            "refused",
+        ],
+        "the mistake shows at the first start, and not on another node later",
+    ),
+    explained(
+        &["start"],
+        "runs",
+        "*the option load is not the path of an archive*does not exist*",
+        [
+            "`load` of an archive that isn't there",
+            "refused by the first node that has not the image yet",
+            "refused",
+        ],
+        "the mistake shows at the first start, and not on another node later",
+    ),
+    explained(
+        &["start"],
+        "runs",
+        "*the option mount can't be*a named volume would outlive the allocation*",
+        ["a volume with a name in `mount`", "made on the node, and left there", "refused"],
+        "nothing would ever remove it, and it stays where it is when the allocation moves: Nomad's `volume` is for that",
+    ),
+    explained(
+        &["mounts// root"],
+        "/",
+        "*/snapshots/*",
+        ["the root of an image without layers", "an overlay", "the directory of a snapshot"],
+        "containerd mounts no overlay where there is but one directory",
+    ),
+    explained(
+        &["mounts//proc/interrupts *", "readable//proc/interrupts"],
+        ANY,
+        ANY,
+        ["`/proc/interrupts`", "masked by dockerd 28, not by 26", "masked"],
+        "it tells of the keys that others press",
+    ),
+    explained(
+        &["links/eth0 address"],
+        "02:42:{mac}",
+        "{mac}",
+        [
+            "the hardware address on a bridge",
+            "made at random by dockerd 28, from the IP address by 26",
+            "at random",
+        ],
+        "two nodes may have the same IP addresses on their bridges",
     ),
     explained(
         &["start"],
@@ -184,10 +257,10 @@ pub const ALL: [Explained; 22] = [
     ),
     explained(
         &["mounts// file system"],
+        "overlay overlay *",
         ANY,
-        "*uuid=on*",
-        ["options of the overlay", "those of docker's snapshots", "containerd's, with `uuid=on`"],
-        "the file system of an image is containerd's snapshot",
+        ["the file system of `/` and its options", "docker's overlay", "containerd's, with `uuid=on`"],
+        "the file system of an image is containerd's snapshot, and without layers its directory",
     ),
     explained(
         &["mounts//alloc/logs *", "writable//alloc/logs"],

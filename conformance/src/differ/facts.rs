@@ -93,7 +93,10 @@ pub fn add_probed(facts: &mut Facts, prefix: &str, output: &str, names: &Names) 
             // The next line of a value has no name.
             match (line.split_once('='), &env) {
                 (Some((name, value)), _) => {
-                    add(facts, &format!("{prefix}env/{name}"), names.without(value));
+                    // The server makes one for each allocation.
+                    let value =
+                        if name == "NOMAD_TOKEN" { "{token}".to_owned() } else { names.without(value) };
+                    add(facts, &format!("{prefix}env/{name}"), value);
                     env = Some(name.to_owned());
                 }
                 (None, name) => {
@@ -269,6 +272,7 @@ mod tests {
                 "addresses/eth0 inet",
                 "{address}/16 scope global eth0",
             ),
+            ("== env\nNOMAD_TOKEN=eyJh.eyJu.x", "env/NOMAD_TOKEN", "{token}"),
             ("== env\nNOMAD_ALLOC_ID=5b02b4e7-0000-0000-0000-000000000000", "env/NOMAD_ALLOC_ID", "{alloc}"),
             (
                 "== limits\nMax open files            1024                 1048576              files",
