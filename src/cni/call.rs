@@ -13,15 +13,16 @@ use super::error::{Error, PluginFailure, RunError};
 use super::exec::{self, Run};
 use super::kernel_hints::{self, BRIDGE_NETFILTER};
 use super::network::{Network, Plugin};
+use super::programs::Programs;
 use super::version::{Version, convert};
-use crate::sys::blocking;
 
 pub(super) struct Call<'a> {
     pub network: &'a Network,
     pub plugin: &'a Plugin,
     pub command: &'static str,
     pub conf: Option<&'a RuntimeConf>,
-    pub directories: &'a [PathBuf],
+    /// Programs of the network.
+    pub programs: &'a Programs,
     pub deadline: Duration,
 }
 
@@ -37,22 +38,22 @@ impl Call<'_> {
     /// # Errors
     /// Quotes the plugin's words, or says that there is no such plugin.
     pub(super) async fn execute(&self, request: Map<String, Value>) -> Result<Answer, Error> {
-        let program = program(self.network, &self.plugin.kind, self.directories).await?;
+        let program = self.programs.get(&self.plugin.kind)?.path.as_path();
         let run = Run {
-            program: &program,
+            program,
             environment: self.environment(),
             config: Value::Object(request).to_string().into_bytes(),
             deadline: self.deadline,
         };
         match run.output().await {
-            Ok(out) => Ok(Answer { program, out }),
-            Err(error) => Err(self.failed(&program, error)),
+            Ok(out) => Ok(Answer { program: program.to_owned(), out }),
+            Err(error) => Err(self.failed(program, error)),
         }
     }
 
     fn environment(&self) -> Vec<(&'static str, OsString)> {
         let directories: Vec<&OsStr> =
-            self.directories.iter().map(|directory| directory.as_os_str()).collect();
+            self.programs.directories.iter().map(|directory| directory.as_os_str()).collect();
         let mut environment =
             vec![("CNI_COMMAND", self.command.into()), ("CNI_PATH", directories.join(OsStr::new(":")))];
         if let Some(RuntimeConf { container_id, netns, if_name, args, capability_args: _ }) = self.conf {
@@ -104,25 +105,4 @@ impl Call<'_> {
             hint: hint.map(|hint| format!("; {hint}")).unwrap_or_default(),
         }))
     }
-}
-
-/// Finds a program that a network needs.
-///
-/// # Errors
-/// Says where the program was looked for.
-pub(super) async fn program(
-    network: &Network,
-    name: &str,
-    directories: &[PathBuf],
-) -> Result<PathBuf, Error> {
-    let (wanted, places) = (name.to_owned(), directories.to_owned());
-    blocking::run(move || exec::find(&wanted, &places)).await.ok_or_else(|| {
-        let shown: Vec<String> =
-            directories.iter().map(|directory| directory.display().to_string()).collect();
-        Error::Missing {
-            plugin: name.to_owned(),
-            network: network.name.clone(),
-            directories: shown.join(", "),
-        }
-    })
 }

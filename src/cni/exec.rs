@@ -6,7 +6,7 @@
 
 use std::ffi::OsString;
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::pin::pin;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -45,11 +45,6 @@ struct ErrorResult {
     msg: String,
     #[serde(default)]
     details: String,
-}
-
-/// Finds the program of a plugin.
-pub(super) fn find(plugin: &str, directories: &[PathBuf]) -> Option<PathBuf> {
-    directories.iter().map(|directory| directory.join(plugin)).find(|path| path.is_file())
 }
 
 impl Run<'_> {

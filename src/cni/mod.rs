@@ -15,6 +15,7 @@ mod exec;
 mod ipam;
 mod kernel_hints;
 mod network;
+mod programs;
 mod record;
 mod result;
 mod stale_plugins;
@@ -40,8 +41,9 @@ pub(crate) use self::error::{PluginFailure, RunError};
 pub(crate) use self::network::Network;
 pub(crate) use self::result::AddResult;
 
-use self::call::{Call, program};
+use self::call::Call;
 use self::network::Plugin;
+use self::programs::Programs;
 use self::record::{Phase, Record};
 use self::status::StatusCache;
 use self::version::Version;
@@ -112,10 +114,11 @@ impl Cni {
                 blocking::run(move || conf_file::find(&directory, &name)).await?
             }
         };
-        self.check_programs(&network).await?;
+        let programs = Programs::find(&network, &self.directories).await?;
         if network.versions.len() > 1 {
+            let plugins = network.plugins.iter();
             let calls: Vec<_> =
-                network.plugins.iter().map(|plugin| self.call(&network, plugin, "VERSION")).collect();
+                plugins.map(|plugin| self.call(&network, plugin, "VERSION", &programs)).collect();
             network.versions = vec![self.versions.newest_common(&network, &calls).await?];
         }
         Ok(network)
@@ -148,8 +151,8 @@ impl Cni {
     ) -> Result<AddResult, Error> {
         let conf = attachment.runtime_conf(network)?;
         let network = &network.without_idle_plugins(&conf.capability_args);
-        self.check_programs(network).await?;
         let _guard = self.hold_off_gc(network).await;
+        let programs = Programs::find(network, &self.directories).await?;
         let mut attached = Record {
             phase: Phase::Adding,
             network: network.clone(),
@@ -163,7 +166,7 @@ impl Cni {
         for plugin in &network.plugins {
             let conf = &attached.conf;
             let request = plugin.request(network, &conf.capability_args, attached.result.as_ref());
-            let call = Call { conf: Some(conf), ..self.call(network, plugin, "ADD") };
+            let call = Call { conf: Some(conf), ..self.call(network, plugin, "ADD", &programs) };
             let answer = call.execute(request).await?;
             let result = call.result(&answer)?;
             added = AddResult::read(&result, &conf.if_name)
@@ -197,7 +200,7 @@ impl Cni {
 
     async fn detach(&self, attached: &Record) -> Result<(), Error> {
         let Record { phase: _, network, conf, directories, completed, result } = attached;
-        let directories = &self.plugin_directories(directories)[..];
+        let programs = Programs::look_up(network, &self.plugin_directories(directories)).await;
         let mut conf = conf.clone();
         let namespace = conf.netns.clone();
         if !blocking::run(move || netns::is_bound(&namespace)).await {
@@ -207,8 +210,7 @@ impl Cni {
         let mut errors = Vec::new();
         for (number, plugin) in network.plugins.iter().enumerate().rev() {
             let request = plugin.request(network, &conf.capability_args, previous);
-            let conf = Some(&conf);
-            let call = Call { conf, directories, ..self.call(network, plugin, "DEL") };
+            let call = Call { conf: Some(&conf), ..self.call(network, plugin, "DEL", &programs) };
             let Err(error) = call.execute(request).await else { continue };
             if number > *completed || number == *completed && error.is_incompatible_version() {
                 tracing::debug!(error = %error.chain(), "ignoring a failed DEL of a CNI plugin whose ADD did not run, or was refused");
@@ -256,11 +258,10 @@ impl Cni {
             return Ok(());
         }
         let _permit = self.checks.acquire().await;
-        let directories = self.plugin_directories(&directories);
+        let programs = Programs::look_up(&network, &self.plugin_directories(&directories)).await;
         for plugin in &network.plugins {
             let request = plugin.request(&network, &conf.capability_args, result.as_ref());
-            let (conf, directories) = (Some(&conf), &directories[..]);
-            let call = Call { conf, directories, ..self.call(&network, plugin, "CHECK") };
+            let call = Call { conf: Some(&conf), ..self.call(&network, plugin, "CHECK", &programs) };
             call.execute(request).await?;
         }
         Ok(())
@@ -319,13 +320,14 @@ impl Cni {
     }
 
     async fn run_gc_commands(&self, network: &Network, valid: &[ValidAttachment]) -> Result<(), Error> {
+        let programs = Programs::look_up(network, &self.directories).await;
         let mut errors = Vec::new();
         for plugin in &network.plugins {
             let mut request = plugin.request(network, &Map::new(), None);
             request.insert("cni.dev/valid-attachments".to_owned(), json!(valid));
             // Name in the first release of 1.1's library, which plugins of that time read.
             request.insert("cni.dev/attachments".to_owned(), json!(valid));
-            errors.extend(self.call(network, plugin, "GC").execute(request).await.err());
+            errors.extend(self.call(network, plugin, "GC", &programs).execute(request).await.err());
         }
         Error::all(errors)
     }
@@ -336,15 +338,13 @@ impl Cni {
         self.directories.iter().chain(others).cloned().collect()
     }
 
-    async fn check_programs(&self, network: &Network) -> Result<(), Error> {
-        for name in network.programs() {
-            program(network, name, &self.directories).await?;
-        }
-        Ok(())
-    }
-
-    fn call<'a>(&'a self, network: &'a Network, plugin: &'a Plugin, command: &'static str) -> Call<'a> {
-        let (directories, deadline) = (&self.directories[..], self.deadline);
-        Call { network, plugin, command, conf: None, directories, deadline }
+    fn call<'a>(
+        &self,
+        network: &'a Network,
+        plugin: &'a Plugin,
+        command: &'static str,
+        programs: &'a Programs,
+    ) -> Call<'a> {
+        Call { network, plugin, command, conf: None, programs, deadline: self.deadline }
     }
 }

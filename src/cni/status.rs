@@ -9,6 +9,7 @@ use serde_json::Map;
 
 use super::Cni;
 use super::error::Error;
+use super::programs::Programs;
 use super::version::Version;
 use crate::sys::error_chain::Chained;
 
@@ -53,9 +54,10 @@ impl Cni {
         if network.version() < Version::WITH_STATUS {
             return Ok(());
         }
+        let programs = Programs::look_up(&network, &self.directories).await;
         for plugin in &network.plugins {
             let request = plugin.request(&network, &Map::new(), None);
-            self.call(&network, plugin, "STATUS").execute(request).await?;
+            self.call(&network, plugin, "STATUS", &programs).execute(request).await?;
         }
         Ok(())
     }

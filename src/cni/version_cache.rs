@@ -4,7 +4,6 @@
 //! Source of the facts: the CNI specification 1.1, section 1 ("version considerations") and section 5.
 
 use std::collections::HashMap;
-use std::fs;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
@@ -12,11 +11,11 @@ use std::time::SystemTime;
 use serde::Deserialize;
 use serde_json::{Map, json};
 
-use super::call::{Call, program};
+use super::call::Call;
 use super::error::{Error, join_versions};
 use super::network::Network;
+use super::programs::Program;
 use super::version::Version;
-use crate::sys::blocking;
 
 #[derive(Debug, Default)]
 pub(super) struct PluginVersionCache {
@@ -60,12 +59,9 @@ impl PluginVersionCache {
     }
 
     async fn supported_by(&self, call: &Call<'_>) -> Result<Vec<Version>, Error> {
-        let program = program(call.network, &call.plugin.kind, call.directories).await?;
-        let file = program.clone();
-        let modified = move || fs::metadata(&file).and_then(|file| file.modified()).ok();
-        let modified = blocking::run(modified).await;
-        let cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner).get(&program).cloned();
-        if let Some(cached) = cached.filter(|cached| cached.modified == modified) {
+        let Program { path, modified } = call.programs.get(&call.plugin.kind)?;
+        let cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner).get(path).cloned();
+        if let Some(cached) = cached.filter(|cached| cached.modified == *modified) {
             return Ok(cached.versions);
         }
         let answer =
@@ -73,8 +69,8 @@ impl PluginVersionCache {
         let VersionResult { supported_versions } = serde_json::from_slice(&answer.out)
             .map_err(|error| call.bad_output(&format!("it did not report its versions: {error}"), &answer))?;
         let versions: Vec<Version> = supported_versions.iter().filter_map(|text| text.parse().ok()).collect();
-        let cached = CachedVersions { modified, versions: versions.clone() };
-        self.cached.lock().unwrap_or_else(PoisonError::into_inner).insert(program, cached);
+        let cached = CachedVersions { modified: *modified, versions: versions.clone() };
+        self.cached.lock().unwrap_or_else(PoisonError::into_inner).insert(path.clone(), cached);
         Ok(versions)
     }
 }
