@@ -1,8 +1,8 @@
 //! Takes down all parts of a container, be it a whole task, or what a failed start has left. Each step is done if there
 //! is something to do, so a teardown that failed half-way can be repeated.
 //!
-//! The order: the processes first, then a network of the task's own, then what containerd keeps, and the bundle last,
-//! since the sweeper comes back for the rest as long as the bundle is there.
+//! The order: the processes first, then a network of the task's own and, beside it, what containerd keeps, and the bundle
+//! last, since the sweeper comes back for the rest as long as the bundle is there.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -136,6 +136,13 @@ fn record_end_of_processes(bundle: &Bundle) -> Result<()> {
     Attempt::forget(bundle)
 }
 
+/// Combines the outcomes of what was taken down side by side. The error of both is one text with those of each.
+fn both(network: Result<()>, kept: Result<()>) -> Result<()> {
+    let (Err(network), Err(kept)) = (&network, &kept) else { return network.and(kept) };
+    let passes = [network, kept].iter().any(|error| matches!(error, Error::Transient(_)));
+    Err(Error::failure(format!("{}; {}", network.chain(), kept.chain()), passes))
+}
+
 impl ContainerHandles {
     /// # Errors
     /// Names the first part that could not be removed. The bundle is kept, marked, until all is.
@@ -159,7 +166,7 @@ impl ContainerHandles {
     }
 
     async fn take_down_parts(&self, keeps: TeardownScope, timeline: &Timeline) -> Result<()> {
-        let Self { id, bundle, containerd, .. } = self;
+        let Self { id, bundle, .. } = self;
         self.restore_at_last().await;
         // Somebody may have removed the bundle from under a container that runs.
         if bundle.off_thread(Bundle::exists).await {
@@ -175,14 +182,30 @@ impl ContainerHandles {
                 // The removal of files has just made room.
                 on_disk(bundle, Bundle::mark_for_removal).await?;
             }
-            timeline.step("network", self.end_network()).await?;
-            // Its copy would go on in what is another container's by then.
-            check_not_filled(id)?;
-            // A snapshot that is still mounted can't be removed.
-            timeline.step("mounts", on_disk(bundle, Bundle::unstage)).await?;
+            // Neither knows the other's parts. Each goes on to its end, even if the other one fails: a network is not
+            // kept by a containerd that is down, nor what containerd has by a plugin that fails.
+            let network = timeline.step("network", self.end_network());
+            let (network, kept) = tokio::join!(network, self.remove_mounted(keeps, timeline));
+            both(network, kept)?;
         } else {
             timeline.step("processes", self.end_without_shim()).await?;
+            self.remove_kept(keeps, timeline).await?;
         }
+        timeline.step("bundle", on_disk(bundle, Bundle::remove)).await
+    }
+
+    /// Removes the mounts of a container, and then what containerd keeps of it.
+    async fn remove_mounted(&self, keeps: TeardownScope, timeline: &Timeline) -> Result<()> {
+        // Its copy would go on in what is another container's by then.
+        check_not_filled(&self.id)?;
+        // A snapshot that is still mounted can't be removed.
+        timeline.step("mounts", on_disk(&self.bundle, Bundle::unstage)).await?;
+        self.remove_kept(keeps, timeline).await
+    }
+
+    /// Removes what containerd keeps of a container.
+    async fn remove_kept(&self, keeps: TeardownScope, timeline: &Timeline) -> Result<()> {
+        let Self { id, containerd, .. } = self;
         match keeps {
             TeardownScope::Nothing => {
                 timeline.step("record", containerd.delete_record(id)).await?;
@@ -191,8 +214,7 @@ impl ContainerHandles {
             // What is in a volume ends with the task.
             TeardownScope::Record => timeline.step("volumes", containerd.remove_volumes_of(id)).await?,
         }
-        timeline.step("lease", containerd.delete_lease(id)).await?;
-        timeline.step("bundle", on_disk(bundle, Bundle::remove)).await
+        Ok(timeline.step("lease", containerd.delete_lease(id)).await?)
     }
 
     async fn end_processes(&self, timeline: &Timeline) -> Result<()> {
@@ -258,5 +280,24 @@ impl ContainerHandles {
             self.launcher.kill_stale_shims(&self.bundle, &self.id).await;
         }
         Ok(removed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_error_of_what_was_taken_down_side_by_side_has_the_texts_of_both() {
+        let failed = |why: &'static str| Err(Error::failed(why));
+        let outcome = |network: Result<()>, kept: Result<()>| {
+            both(network, kept).map_err(|error| error.chain().to_string())
+        };
+        assert_eq!(outcome(Ok(()), Ok(())), Ok(()));
+        assert_eq!(outcome(failed("portmap"), Ok(())), Err("portmap".to_owned()));
+        assert_eq!(outcome(Ok(()), failed("containerd")), Err("containerd".to_owned()));
+        assert_eq!(outcome(failed("portmap"), failed("containerd")), Err("portmap; containerd".to_owned()));
+        let passes = both(failed("portmap"), Err(Error::transient("containerd")));
+        assert!(matches!(passes, Err(Error::Transient(_))), "{passes:?}");
     }
 }

@@ -1,5 +1,5 @@
-//! The steps of a teardown in the model, as `take_down_parts`, `end_processes`, `end_by_shim` and `end_without_shim`
-//! take them.
+//! The steps of a teardown in the model, as `take_down_parts`, `remove_kept`, `end_processes`, `end_by_shim` and
+//! `end_without_shim` take them. The network, which is taken down beside what containerd keeps, is not in the model.
 
 use super::disk::Spec;
 use super::host::{Container, Process, Shim};

@@ -26,6 +26,7 @@ cases!["network failures":
     a_driver_that_dies_while_a_network_is_taken_down_leaves_nothing,
     a_network_is_taken_down_while_containerd_is_down,
     a_network_that_can_not_be_taken_down_is_taken_down_later,
+    a_network_is_taken_down_beside_what_containerd_has,
     a_task_of_another_ones_network_is_cut_off_without_a_trace,
     an_address_that_is_held_for_no_task_is_given_up,
     a_bridge_that_has_other_addresses_is_refused_and_nothing_is_left,
@@ -171,6 +172,33 @@ async fn a_network_that_can_not_be_taken_down_is_taken_down_later(case: &CaseCon
         plugins.restore("portmap")?;
         case.nothing_left_within(LIMIT).context(broken)?;
     }
+    plugin.shut_down().await
+}
+
+/// Neither waits for the other one: what containerd has of a task goes while a CNI plugin is at work.
+async fn a_network_is_taken_down_beside_what_containerd_has(case: &CaseContext) -> Result<()> {
+    let plugins = Plugins::install(case)?;
+    let mut options = options(&plugins, case);
+    options["cni_timeout"] = json!("60s");
+    let mut plugin = case.plugin_as(&case.launch(), &options).await?;
+    let mut task = published(case, &plugin).await?;
+    task.start(&plugin).await?;
+    let goes_on = plugins.directory().join("goes-on");
+    let waits = format!("while ! [ -e {} ]; do sleep 0.05; done", goes_on.display());
+    plugins.replace("portmap", "DEL", &waits)?;
+    let in_containerd = || {
+        let kinds = ["container record", "active snapshot", "lease"];
+        let all = case.census().into_iter();
+        all.filter(|line| kinds.iter().any(|kind| line.starts_with(kind))).collect::<Vec<_>>()
+    };
+    ensure!(!in_containerd().is_empty(), "containerd has nothing of a task that runs");
+    let others = async {
+        until(LIMIT, "the end of what containerd has", || in_containerd().is_empty()).await?;
+        ensure!(case.bundle()?.join("network.json").exists(), "the bundle has gone before its network");
+        Ok::<_, anyhow::Error>(fs::write(&goes_on, "")?)
+    };
+    tokio::try_join!(task.end(&plugin), others)?;
+    case.nothing_left()?;
     plugin.shut_down().await
 }
 
