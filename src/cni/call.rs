@@ -41,6 +41,7 @@ impl Call<'_> {
         let program = self.programs.get(&self.plugin.kind)?.path.as_path();
         let run = Run {
             program,
+            arguments: &[],
             environment: self.environment(),
             config: Value::Object(request).to_string().into_bytes(),
             deadline: self.deadline,

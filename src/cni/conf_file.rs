@@ -108,7 +108,7 @@ fn network(path: &Path, name: String, body: Map<String, Value>) -> Result<Networ
     if plugins.is_empty() {
         return Err(fail("it has no plugins".to_owned()));
     }
-    Ok(Network { name, origin, versions, disable_check, plugins })
+    Ok(Network { name, origin, versions, disable_check, plugins, rules: Vec::new() })
 }
 
 /// Returns the plugins in the list itself.

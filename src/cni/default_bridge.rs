@@ -1,5 +1,6 @@
 //! The built-in network, which needs no file: a bridge of the host with addresses from its subnets, masqueraded, with
-//! ports of the host forwarded to it. Made of the plugins that distributions have.
+//! ports of the host forwarded to it. Made of the plugins that distributions have, and of rules of the driver's own
+//! where it can make them.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -9,6 +10,7 @@ use serde_json::{Map, Value, json};
 use super::attachment::check_interface;
 use super::error::Error;
 use super::network::{Network, Plugin, check_name};
+use super::rules::RuleSet;
 use super::version::Version;
 
 /// The operator's settings of the built-in network.
@@ -54,7 +56,11 @@ impl DefaultNetwork {
         })
     }
 
-    pub(super) fn network(&self) -> Result<Network, Error> {
+    /// Returns the network with these rules. Without any, its plugins make rules for each container.
+    ///
+    /// # Errors
+    /// Names what can't be a name of a network or of an interface.
+    pub(super) fn network(&self, rules: Vec<RuleSet>) -> Result<Network, Error> {
         check_name("network", &self.name)?;
         check_interface(&self.bridge)?;
         let Self { name, bridge, subnets, addresses: _, hairpin, leases } = self;
@@ -63,12 +69,13 @@ impl DefaultNetwork {
             |subnet: &String| json!({"dst": if subnet.contains(':') { "::/0" } else { "0.0.0.0/0" }});
         let mut routes: Vec<Value> = subnets.iter().map(everywhere).collect();
         routes.dedup();
-        let plugins = [
+        let by_plugins = rules.is_empty();
+        let mut plugins = vec![
             json!({
                 "type": "bridge",
                 "bridge": bridge,
                 "isGateway": true,
-                "ipMasq": true,
+                "ipMasq": by_plugins,
                 "hairpinMode": hairpin,
                 "capabilities": {"ips": true, "mac": true},
                 "ipam": {"type": "host-local", "dataDir": leases, "ranges": ranges, "routes": routes},
@@ -77,6 +84,7 @@ impl DefaultNetwork {
             json!({"type": "portmap", "snat": true, "capabilities": {"portMappings": true}}),
             json!({"type": "bandwidth", "capabilities": {"bandwidth": true}}),
         ];
+        plugins.retain(|plugin| by_plugins || plugin["type"] != "firewall");
         let origin = "the driver's own".to_owned();
         let plugin = |config: Value| {
             let config: Map<String, Value> = config.as_object().cloned().unwrap_or_default();
@@ -97,6 +105,7 @@ impl DefaultNetwork {
             versions: vec![Version::WITHOUT_FAMILY, Version::WITH_STATUS],
             // Debian 12's portmap looks for rules of version 6, though the task has no such address.
             disable_check: true,
+            rules,
         })
     }
 }

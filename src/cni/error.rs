@@ -42,7 +42,7 @@ pub(crate) enum Error {
     Timeout { doing: &'static str, limit: Duration },
 }
 
-/// The failure of a plugin to do what it was asked for.
+/// The failure of a plugin, or of `iptables`, to do what it was asked for.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{program} failed to {command} for network {network}: {error}{hint}", program = program.display())]
 pub(crate) struct PluginFailure {
@@ -60,6 +60,8 @@ pub(crate) struct PluginFailure {
 pub(crate) struct RunError {
     /// Code of the plugin's own error, where it gave one.
     pub code: Option<u64>,
+    /// Exit code of the program, where it gave no error of its own.
+    pub exit_code: Option<i32>,
     pub reason: String,
     /// Whether the plugin did not end in time.
     pub timed_out: bool,
@@ -67,19 +69,21 @@ pub(crate) struct RunError {
 
 impl RunError {
     pub(super) fn new(reason: impl Into<String>) -> Self {
-        Self { code: None, reason: reason.into(), timed_out: false }
+        Self { code: None, exit_code: None, reason: reason.into(), timed_out: false }
     }
 
     /// Returns the refusal for an error of the operating system. A transient one has the code of a plugin that says
     /// "try again later".
     pub(super) fn from_io(doing: &str, error: &io::Error) -> Self {
-        let code = is_transient(error).then_some(TRY_AGAIN_CODES[0]);
+        let code = is_transient(error).then_some(TRY_AGAIN);
         Self { code, ..Self::new(format!("{doing}: {error}")) }
     }
 }
 
+/// Code of "try again later".
+pub(super) const TRY_AGAIN: u64 = 11;
 /// Codes of transient errors: "try again later", and the two by which a plugin says that it is not ready.
-const TRY_AGAIN_CODES: [u64; 3] = [11, 50, 51];
+const TRY_AGAIN_CODES: [u64; 3] = [TRY_AGAIN, 50, 51];
 /// Code of a plugin that does not speak the network's version.
 const INCOMPATIBLE_VERSION: u64 = 1;
 const UNKNOWN_CONTAINER: u64 = 3;

@@ -1,5 +1,5 @@
-//! Runs a plugin once: a clean environment, its configuration on stdin, its output up to a limit, and a deadline after
-//! which nothing of it is left. Knows nothing of networks.
+//! Runs a plugin once, or another program: a clean environment, its configuration on stdin, its output up to a limit, and
+//! a deadline after which nothing of it is left. Knows nothing of networks.
 //!
 //! Source of the facts: the CNI specification 1.1, section 2; its errors, section 5.
 #![allow(clippy::disallowed_methods, reason = "plugins are programs by design; their stdio is set here")]
@@ -32,6 +32,8 @@ const BUSY_PAUSE: Duration = Duration::from_millis(50);
 
 pub(super) struct Run<'a> {
     pub program: &'a Path,
+    /// Arguments; a plugin has none.
+    pub arguments: &'a [String],
     /// Environment of the plugin, which gets nothing else besides PATH.
     pub environment: Vec<(&'static str, OsString)>,
     pub config: Vec<u8>,
@@ -45,6 +47,11 @@ struct ErrorResult {
     msg: String,
     #[serde(default)]
     details: String,
+}
+
+/// Returns the PATH of plugins, in which they find programs of the host.
+pub(super) fn search_path() -> OsString {
+    std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into())
 }
 
 impl Run<'_> {
@@ -90,11 +97,11 @@ impl Run<'_> {
     }
 
     fn command(&self) -> Command {
-        let path = std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into());
         let mut command = Command::new(self.program);
         command
+            .args(self.arguments)
             .env_clear()
-            .env("PATH", path)
+            .env("PATH", search_path())
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .current_dir("/")
             .stdin(Stdio::piped())
@@ -151,7 +158,8 @@ fn interpret(status: ExitStatus, out: Vec<u8>, err: &[u8]) -> Result<Vec<u8>, Ru
         return Ok(out);
     }
     let Ok(ErrorResult { code, msg, details }) = serde_json::from_slice(&out) else {
-        return Err(RunError::new(format!("{status}{}", quoted(&out, err))));
+        let failed = RunError::new(format!("{status}{}", quoted(&out, err)));
+        return Err(RunError { exit_code: status.code(), ..failed });
     };
     let details = if details.is_empty() { details } else { format!(": {details}") };
     let reason = format!("{msg}{details} (code {code}){}", quoted(b"", err));

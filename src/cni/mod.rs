@@ -18,6 +18,7 @@ mod network;
 mod programs;
 mod record;
 mod result;
+mod rules;
 mod stale_plugins;
 mod status;
 mod version;
@@ -45,6 +46,7 @@ use self::call::Call;
 use self::network::Plugin;
 use self::programs::Programs;
 use self::record::{Phase, Record};
+use self::rules::PacketFilter;
 use self::status::StatusCache;
 use self::version::Version;
 use self::version_cache::PluginVersionCache;
@@ -68,6 +70,7 @@ pub(crate) struct Cni {
     default: DefaultNetwork,
     deadline: Duration,
     versions: PluginVersionCache,
+    packet_filter: PacketFilter,
     status: StatusCache,
     /// Lock of the built-in network: shared by calls that attach or detach, exclusive for a GC, which the specification
     /// allows only while nothing else is done to the network. No other network is collected, so none takes part in
@@ -97,9 +100,20 @@ impl Cni {
     ) -> Self {
         let (versions, status, gc_lock) =
             (PluginVersionCache::default(), StatusCache::default(), RwLock::default());
-        let checks = Semaphore::new(MAX_CONCURRENT_CHECKS);
+        let (packet_filter, checks) = (PacketFilter::of_host(), Semaphore::new(MAX_CONCURRENT_CHECKS));
         let bridge_checked = OnceCell::new();
-        Self { directories, config_dir, default, deadline, versions, status, gc_lock, checks, bridge_checked }
+        Self {
+            directories,
+            config_dir,
+            default,
+            deadline,
+            versions,
+            packet_filter,
+            status,
+            gc_lock,
+            checks,
+            bridge_checked,
+        }
     }
 
     /// Loads the built-in network, or the operator's network `name`, and checks that all its programs are there.
@@ -108,7 +122,7 @@ impl Cni {
     /// Names what is missing or wrong, and the networks that there are.
     pub(crate) async fn network(&self, name: Option<&str>) -> Result<Network, Error> {
         let mut network = match name {
-            None => self.default.network()?,
+            None => self.default.network(self.packet_filter.sets(&self.default).await)?,
             Some(name) => {
                 let (directory, name) = (self.config_dir.clone(), name.to_owned());
                 blocking::run(move || conf_file::find(&directory, &name)).await?
@@ -139,10 +153,11 @@ impl Cni {
         Ok(())
     }
 
-    /// Attaches a container by each plugin in turn. `record` has what `delete` needs before the first one runs.
+    /// Attaches a container by each plugin in turn, and makes the network's rules beside that. `record` has what `delete`
+    /// needs before the first plugin runs.
     ///
     /// # Errors
-    /// Quotes the plugin's words. What was done by then stays until a `delete`.
+    /// Quotes the plugin's words, or those of `iptables`. What was done by then stays until a `delete`.
     pub(crate) async fn add(
         &self,
         network: &Network,
@@ -162,11 +177,26 @@ impl Cni {
             result: None,
         };
         attached.write(record).await?;
+        let added = self.run_adds(network, &programs, &mut attached, record);
+        // No plugin is cut off by a failure of the rules.
+        let ruled = Box::pin(self.packet_filter.ensure(&network.rules, self.deadline));
+        let (added, ruled) = tokio::join!(added, ruled);
+        let added = added?;
+        ruled.map(|()| added)
+    }
+
+    async fn run_adds(
+        &self,
+        network: &Network,
+        programs: &Programs,
+        attached: &mut Record,
+        record: &Path,
+    ) -> Result<AddResult, Error> {
         let mut added = AddResult::default();
         for plugin in &network.plugins {
             let conf = &attached.conf;
             let request = plugin.request(network, &conf.capability_args, attached.result.as_ref());
-            let call = Call { conf: Some(conf), ..self.call(network, plugin, "ADD", &programs) };
+            let call = Call { conf: Some(conf), ..self.call(network, plugin, "ADD", programs) };
             let answer = call.execute(request).await?;
             let result = call.result(&answer)?;
             added = AddResult::read(&result, &conf.if_name)
@@ -299,6 +329,19 @@ impl Cni {
         // Tasks wait for the collection; a plugin that is cut off here is killed.
         let collected = tokio::time::timeout(self.deadline, collect).await;
         collected.unwrap_or(Err(Error::Timeout { doing: "collect addresses", limit: self.deadline }))
+    }
+
+    /// Makes the rules of the built-in network that somebody has removed, if anything is attached to it.
+    ///
+    /// # Errors
+    /// Quotes the words of `iptables`. The call can be repeated.
+    pub(crate) async fn mend_rules(&self) -> Result<(), Error> {
+        let leases = self.default.leases.join(&self.default.name);
+        if blocking::run(move || ipam::holders(&leases)).await?.is_empty() {
+            return Ok(());
+        }
+        let sets = self.packet_filter.sets(&self.default).await;
+        self.packet_filter.ensure(&sets, self.deadline).await
     }
 
     async fn release_stale(

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::error::Error;
+use super::rules::RuleSet;
 use super::version::Version;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -19,6 +20,10 @@ pub(crate) struct Network {
     pub(super) versions: Vec<Version>,
     pub(super) disable_check: bool,
     pub(super) plugins: Vec<Plugin>,
+    /// Rules of the packet filter that the network needs beside those of its plugins. They stay when a container is
+    /// detached, so no record has them.
+    #[serde(skip)]
+    pub(super) rules: Vec<RuleSet>,
 }
 
 /// A plugin: the name of its program, and its configuration.
@@ -136,6 +141,7 @@ mod tests {
             versions: vec!["1.0.0".parse().unwrap()],
             disable_check: false,
             plugins: vec![Plugin::new(config).unwrap()],
+            rules: Vec::new(),
         }
     }
 

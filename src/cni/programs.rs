@@ -92,6 +92,7 @@ mod tests {
             versions: vec!["1.0.0".parse().unwrap()],
             disable_check: false,
             plugins: vec![Plugin::new(config.as_object().unwrap().clone()).unwrap()],
+            rules: Vec::new(),
         }
     }
 

@@ -29,6 +29,19 @@ const ANSWER: &str = r#"[ "$CNI_COMMAND" = ADD ] && echo '{"cniVersion": "1.0.0"
 exit 0
 "#;
 
+/// The commands about chains and rules that the driver makes use of.
+const IPTABLES: &str = r#"table=$4 verb=$5 chain=$6
+shift 6
+echo "$verb $table $chain $*" >> "$here/commands"
+case $verb in
+-N)
+    grep -qFx "$table :$chain" "$here/rules" 2>/dev/null && { echo "iptables: Chain already exists." >&2; exit 1; }
+    echo "$table :$chain" >> "$here/rules" ;;
+-C) grep -qFx -e "$table $chain $*" "$here/rules" 2>/dev/null ;;
+-A | -I) echo "$table $chain $*" >> "$here/rules" ;;
+esac
+"#;
+
 impl Fixture {
     fn new(versions: &str, plugins: &[(&str, &str)]) -> Self {
         let directory = tempfile::tempdir().unwrap();
@@ -43,8 +56,11 @@ impl Fixture {
             hairpin: true,
             leases: directory.path().join("leases"),
         };
-        let cni =
+        let mut cni =
             Cni::new(vec![directory.path().join("bin")], directory.path().join("net.d"), default, DEADLINE);
+        // Not the machine's.
+        let [sbin, firewalld] = ["sbin", "firewalld"].map(|name| directory.path().join(name));
+        cni.packet_filter = PacketFilter::new(vec![sbin], vec![firewalld], Duration::ZERO);
         let fixture = Self { directory, cni };
         for (name, script) in plugins {
             fixture.plugin(name, script);
@@ -69,6 +85,19 @@ impl Fixture {
         for name in ["bridge", "host-local", "firewall", "portmap", "bandwidth"] {
             self.plugin(name, &format!("{version}\n{ANSWER}"));
         }
+    }
+
+    /// An `iptables` that keeps its chains and rules in a file, after it has run `script`.
+    fn iptables(&self, script: &str) {
+        let path = self.path("sbin/iptables");
+        fs::create_dir_all(self.path("sbin")).unwrap();
+        fs::write(&path, format!("#!/bin/sh\nhere=${{0%/*}}/..\n{script}\n{IPTABLES}")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    fn rules(&self) -> Vec<String> {
+        let text = fs::read_to_string(self.path("rules")).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -563,6 +592,147 @@ async fn plugins_without_work_are_not_run() {
     assert_eq!((&message["bridge"], &message["cniVersion"]), (&json!("own0"), &json!("1.0.0")));
     assert_eq!(message["ipam"]["dataDir"], json!(fixture.path("leases")));
     assert_eq!(fixture.message("bandwidth", "ADD")["runtimeConfig"]["bandwidth"]["ingressRate"], 8000);
+}
+
+#[tokio::test]
+async fn the_built_in_network_has_rules_of_its_own_where_it_can() {
+    let fixture = Fixture::new("1.0.0", &[("one", ANSWER)]);
+    fixture.built_in("\"1.0.0\"");
+    fixture.iptables("");
+    let network = fixture.cni.network(None).await.unwrap();
+    fs::remove_file(fixture.path("order")).unwrap();
+    fixture.cni.add(&network, &fixture.attachment(), &fixture.record()).await.unwrap();
+    assert_eq!(fixture.order(), ["bridge ADD"]);
+    assert_eq!(fixture.message("bridge", "ADD")["ipMasq"], json!(false));
+    let made = fixture.rules();
+    assert!(made.iter().any(|rule| rule.starts_with("nat POSTROUTING ")), "{made:?}");
+    assert!(made.iter().any(|rule| rule.starts_with("filter FORWARD ")), "{made:?}");
+    // They are the subnet's, and not the container's.
+    fixture.cni.delete(&fixture.record()).await.unwrap();
+    assert_eq!(fixture.order(), ["bridge ADD", "bridge DEL"]);
+    assert_eq!(fixture.rules(), made);
+    // With firewalld, plugins make them; the record says which, whatever is there later.
+    fs::write(fixture.path("firewalld"), "").unwrap();
+    let network = fixture.cni.network(None).await.unwrap();
+    fixture.cni.add(&network, &fixture.attachment(), &fixture.record()).await.unwrap();
+    assert_eq!(fixture.message("bridge", "ADD")["ipMasq"], json!(true));
+    fs::remove_file(fixture.path("firewalld")).unwrap();
+    fs::remove_file(fixture.path("order")).unwrap();
+    fixture.cni.delete(&fixture.record()).await.unwrap();
+    assert_eq!(fixture.order(), ["firewall DEL", "bridge DEL"]);
+}
+
+#[tokio::test]
+async fn rules_that_somebody_has_removed_are_made_anew() {
+    let fixture = Fixture::new("1.0.0", &[("one", ANSWER)]);
+    fixture.iptables("");
+    let sets = fixture.cni.packet_filter.sets(&fixture.cni.default).await;
+    let ensure = async || fixture.cni.packet_filter.ensure(&sets, DEADLINE).await.unwrap();
+    let in_order = || {
+        let mut rules = fixture.rules();
+        rules.sort();
+        rules
+    };
+    ensure().await;
+    let made = in_order();
+    ensure().await;
+    assert_eq!(in_order(), made, "they are not made twice");
+    // As a flush leaves the chains, and as a rule of one table is removed.
+    let chains: Vec<_> = made.iter().filter(|line| line.contains(" :")).cloned().collect();
+    let without_nat: Vec<_> =
+        made.iter().filter(|line| !line.starts_with("nat POSTROUTING")).cloned().collect();
+    for left in [Vec::new(), chains, without_nat] {
+        assert!(left.len() < made.len());
+        fs::write(fixture.path("rules"), left.iter().map(|line| format!("{line}\n")).collect::<String>())
+            .unwrap();
+        ensure().await;
+        assert_eq!(in_order(), made, "{left:?}");
+    }
+}
+
+#[tokio::test]
+async fn rules_are_mended_while_something_is_attached() {
+    let fixture = Fixture::new("1.0.0", &[("one", ANSWER)]);
+    fixture.iptables("");
+    fixture.cni.mend_rules().await.unwrap();
+    assert_eq!(fixture.rules(), Vec::<String>::new(), "nothing is attached");
+    let leases = fixture.path("leases/own");
+    fs::create_dir_all(&leases).unwrap();
+    fs::write(leases.join("10.9.0.2"), "c1\r\neth0").unwrap();
+    fixture.cni.mend_rules().await.unwrap();
+    let made = fixture.rules();
+    assert!(made.iter().any(|rule| rule.starts_with("nat POSTROUTING ")), "{made:?}");
+    fs::remove_file(fixture.path("rules")).unwrap();
+    fixture.cni.mend_rules().await.unwrap();
+    assert_eq!(fixture.rules(), made);
+    // With firewalld, the rules are the plugins'.
+    fs::write(fixture.path("firewalld"), "").unwrap();
+    fs::remove_file(fixture.path("rules")).unwrap();
+    fixture.cni.mend_rules().await.unwrap();
+    assert_eq!(fixture.rules(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn rules_are_made_once_beside_others_that_change_them() {
+    let once = |test: &str, script: &str| {
+        format!("if [ ! -e $here/failed ] && {test}; then : > $here/failed; {script}; fi")
+    };
+    let passing = [
+        // It can't be told whether a rule is there.
+        once("[ $5-$6 = -C-POSTROUTING ] && [ -e $here/rules ]", "echo 'resource busy' >&2; exit 4"),
+        once("[ $5 = -A ]", "echo 'No chain/target/match by that name' >&2; exit 1"),
+        // Others make a chain at the same time.
+        once(
+            "[ $6 = CNI-ADMIN ]",
+            "echo \"filter :CNI-ADMIN\" >> $here/rules; echo 'File exists' >&2; exit 4",
+        ),
+    ];
+    let mut made = None;
+    for script in [String::new()].iter().chain(&passing) {
+        let fixture = Fixture::new("1.0.0", &[("one", ANSWER)]);
+        fixture.iptables(script);
+        let sets = fixture.cni.packet_filter.sets(&fixture.cni.default).await;
+        fixture.cni.packet_filter.ensure(&sets, DEADLINE).await.unwrap();
+        assert_eq!(fixture.path("failed").exists(), !script.is_empty());
+        let mut rules = fixture.rules();
+        rules.sort();
+        assert_eq!(&rules, made.get_or_insert_with(|| rules.clone()), "{script}");
+    }
+}
+
+#[tokio::test]
+async fn rules_are_looked_for_by_one_caller_at_a_time_and_not_by_each() {
+    let fixture = Fixture::new("1.0.0", &[("one", ANSWER)]);
+    fixture.iptables("");
+    let filter = PacketFilter::new(vec![fixture.path("sbin")], Vec::new(), Duration::from_secs(3600));
+    let sets = filter.sets(&fixture.cni.default).await;
+    let callers = (0..5).map(|_| filter.ensure(&sets, DEADLINE));
+    futures::future::join_all(callers).await.into_iter().for_each(|ensured| ensured.unwrap());
+    let commands = fs::read_to_string(fixture.path("commands")).unwrap();
+    assert_eq!(commands.lines().filter(|line| line.starts_with("-N nat")).count(), 1, "{commands}");
+    filter.ensure(&sets, DEADLINE).await.unwrap();
+    assert_eq!(fs::read_to_string(fixture.path("commands")).unwrap(), commands);
+}
+
+#[tokio::test]
+async fn rules_that_can_not_be_made_fail_an_add_that_is_undone() {
+    let fixture = Fixture::new("1.0.0", &[("one", ANSWER)]);
+    fixture.built_in("\"1.0.0\"");
+    fixture.iptables("echo 'iptables: Permission denied.' >&2; exit 4");
+    let network = fixture.cni.network(None).await.unwrap();
+    fs::remove_file(fixture.path("order")).unwrap();
+    let error = fixture.cni.add(&network, &fixture.attachment(), &fixture.record()).await.unwrap_err();
+    assert!(error.is_transient(), "whoever keeps it from that may stop");
+    let text = error.to_string();
+    for words in ["sbin/iptables failed to make the rules", "network own", "Permission denied"] {
+        assert!(text.contains(words), "{text}");
+    }
+    fixture.cni.delete(&fixture.record()).await.unwrap();
+    assert_eq!(fixture.order(), ["bridge ADD", "bridge DEL"]);
+    fixture.iptables("sleep 1000");
+    let error =
+        fixture.cni.packet_filter.ensure(&network.rules, Duration::from_millis(500)).await.unwrap_err();
+    assert!(error.is_transient(), "{error}");
 }
 
 #[tokio::test]

@@ -318,7 +318,7 @@ mod tests {
     }
 
     fn plugin_says(code: Option<u64>, timed_out: bool, reason: &str) -> Error {
-        let error = cni::RunError { code, reason: reason.to_owned(), timed_out };
+        let error = cni::RunError { code, exit_code: None, reason: reason.to_owned(), timed_out };
         let (network, hint) = ("x".to_owned(), String::new());
         let failure =
             cni::PluginFailure { program: "/bin/bridge".into(), command: "ADD", network, error, hint };

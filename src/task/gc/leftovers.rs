@@ -1,6 +1,6 @@
 //! The garbage collector: takes down what no call will ever come back for, such as a start that the plugin did not
 //! survive, a destroy that failed because containerd was down, or what a reboot has left in containerd. Also keeps the
-//! logs of running shims small, and the plugin itself.
+//! logs of running shims small, and the plugin itself, and the rules of the driver's bridge complete.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -84,6 +84,7 @@ impl Tasks {
         }
         state.reported = reported;
         self.sweep_group_networks(settings).await;
+        state.unruled = mend_rules(settings, state.unruled.take()).await;
         if state.collected.is_none_or(|at| at.elapsed() > COLLECTION) {
             state.collected = Some(Instant::now());
             collect_addresses(settings).await;
@@ -97,8 +98,22 @@ impl Tasks {
 struct SweepState {
     /// Last error of each container that can't be taken down.
     reported: HashMap<String, String>,
+    /// Error of the last look at the rules of the built-in network.
+    unruled: Option<String>,
     /// Time of the last collection of addresses.
     collected: Option<Instant>,
+}
+
+/// Makes the rules of the built-in network that somebody has removed from under running tasks. Returns the error, which
+/// is reported if it isn't the `reported` one.
+async fn mend_rules(settings: &Settings, reported: Option<String>) -> Option<String> {
+    let error = settings.cni.mend_rules().await.err()?.chain().to_string();
+    if reported.as_ref() == Some(&error) {
+        tracing::debug!(error, "still can't look for the rules of the bridge's subnets");
+    } else {
+        tracing::warn!(error, "can't look for the rules of the bridge's subnets, or make them; trying again");
+    }
+    Some(error)
 }
 
 /// Has the built-in network give up addresses that it holds for no task: their bundles are gone, and with them the

@@ -312,7 +312,7 @@ async fn the_fingerprint_reports_whether_the_bridges_plugins_are_there(case: &Ca
     let fixture = CniFixture::create(case, "")?;
     for there in [true, false] {
         if !there {
-            fs::remove_file(fixture.bin().join("firewall"))?;
+            fs::remove_file(fixture.bin().join("portmap"))?;
         }
         let mut plugin = fixture.plugin(case).await?;
         let first = plugin.fingerprints().await?.message().await?.context("no fingerprint")?;

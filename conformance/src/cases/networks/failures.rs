@@ -2,6 +2,7 @@
 //! dies, nothing is left in the end.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use crate::cases::support::plugin_end::PluginEnd;
 use crate::cases::support::web_server::{
     PORT, beside, fetch_hostname, network_override, offer, port, server, with,
 };
-use crate::cases::support::{cases, ensure_eq, orphans, refused, until};
+use crate::cases::support::{cases, ensure_eq, is_recoverable, orphans, refused, until};
 
 cases!["network failures":
     a_plugin_that_is_missing_fails_or_hangs_leaves_nothing,
@@ -31,7 +32,13 @@ cases!["network failures":
     an_address_that_is_held_for_no_task_is_given_up,
     a_bridge_that_has_other_addresses_is_refused_and_nothing_is_left,
     rules_that_somebody_else_has_removed_hold_up_no_end,
+    rules_that_somebody_else_has_removed_come_back_while_a_task_runs,
+    rules_that_somebody_else_has_removed_are_made_for_the_next_task,
+    rules_that_can_not_be_made_leave_nothing,
 ];
+
+/// Time for which the driver takes rules that it has found to be there still, and somewhat more.
+const LOOKED_FOR: Duration = Duration::from_secs(6);
 
 fn options(plugins: &Plugins, case: &CaseContext) -> Value {
     let mut options = case.options();
@@ -61,7 +68,7 @@ async fn a_plugin_that_is_missing_fails_or_hangs_leaves_nothing(case: &CaseConte
         ("portmap", "exit 0", &["portmap", "no result"]),
         ("portmap", "kill -9 $$", &["portmap", "signal"]),
         ("portmap", "sleep 600", &["portmap", "did not exit"]),
-        ("firewall", "echo broken >&2; exit 7", &["firewall", "broken"]),
+        ("portmap", "echo broken >&2; exit 7", &["portmap", "broken"]),
         // The plugin does its work, and fails nevertheless.
         ("bridge", "\"$real\" >/dev/null; exit 3", &["bridge"]),
     ] {
@@ -244,7 +251,6 @@ async fn an_address_that_is_held_for_no_task_is_given_up(case: &CaseContext) -> 
     next.shut_down().await
 }
 
-/// Debian 12's bridge plugin reports after the failure that it can't remove rules, which it never made.
 async fn a_bridge_that_has_other_addresses_is_refused_and_nothing_is_left(case: &CaseContext) -> Result<()> {
     let mut plugin = case.plugin().await?;
     let task = server(case, &plugin, &[("network_mode", json!("bridge"))]).await?;
@@ -265,24 +271,124 @@ async fn a_bridge_that_has_other_addresses_is_refused_and_nothing_is_left(case: 
     next.shut_down().await
 }
 
-/// Removes the rules as a restart of the host's firewall does.
+/// Lists the rules of a chain.
+fn rules_in(table: &str, chain: &str) -> Result<Vec<String>> {
+    let listed = process::output(Command::new("iptables").args(["--wait", "-t", table, "-S", chain]))?;
+    Ok(listed.lines().filter(|line| line.starts_with("-A ")).map(str::to_owned).collect())
+}
+
+/// The rules of a table that lead to the chain of the driver's bridge, and those in it.
+#[derive(Debug, PartialEq, Eq)]
+struct BridgeRules {
+    table: &'static str,
+    chain: String,
+    jump: String,
+    rules: Vec<String>,
+}
+
+/// Returns the rules of the driver's bridge for its subnet, by their tables. Another case may have left those of another
+/// subnet: they stay.
+fn rules_of_bridge(case: &CaseContext) -> Result<Vec<BridgeRules>> {
+    let bridge = case.environment().networks().tasks();
+    let comment = format!(" on {}\"", bridge.name);
+    let mut found = Vec::new();
+    for (table, from) in [("nat", "POSTROUTING"), ("filter", "CNI-FORWARD")] {
+        for jump in rules_in(table, from)?.into_iter().filter(|rule| rule.contains(&comment)) {
+            let chain = jump.split("-j ").nth(1).context("a rule without a target")?.trim().to_owned();
+            let rules = rules_in(table, &chain)?;
+            if rules.iter().all(|rule| rule.contains(&bridge.subnet)) {
+                found.push(BridgeRules { table, chain, jump, rules });
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Returns the rules of the driver's bridge once all are there.
+fn complete_rules(case: &CaseContext) -> Result<Vec<BridgeRules>> {
+    let found = rules_of_bridge(case)?;
+    let counts: Vec<_> = found.iter().map(|of| (of.table, of.rules.len())).collect();
+    ensure_eq!(counts, [("nat", 1), ("filter", 2)]);
+    Ok(found)
+}
+
+/// Removes rules of the bridge as a restart of the host's firewall does, but leaves others' alone.
+fn remove_rules(all: &[BridgeRules]) -> Result<()> {
+    for BridgeRules { table, chain, jump, .. } in all {
+        let of_table = format!("iptables --wait -t {table}");
+        let delete = jump.replacen("-A", "-D", 1);
+        let script = format!("{of_table} {delete}\n{of_table} -F {chain}\n{of_table} -X {chain}");
+        process::output(Command::new("sh").args(["-ec", &script]))?;
+    }
+    Ok(())
+}
+
 async fn rules_that_somebody_else_has_removed_hold_up_no_end(
     case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
     let mut task = published(case, plugin).await?;
     task.start(plugin).await?;
-    let address = network_override(plugin, &task).await?.addr;
-    let rules = process::output(Command::new("iptables-save").args(["-t", "nat"]))?;
-    let about = format!("-A POSTROUTING -s {address}/32 ");
-    let rule =
-        rules.lines().find(|line| line.starts_with(&about)).context("the address is not masqueraded")?;
-    let chain = rule.split("-j ").nth(1).context("a rule without a target")?.trim().to_owned();
-    let script = format!(
-        "{}\niptables -t nat -F {chain}\niptables -t nat -X {chain}",
-        rule.replacen("-A", "iptables -t nat -D", 1)
-    );
-    process::output(Command::new("sh").args(["-ec", &script]))?;
+    remove_rules(&complete_rules(case)?)?;
     task.end(plugin).await?;
     case.nothing_left()
+}
+
+async fn rules_that_somebody_else_has_removed_come_back_while_a_task_runs(
+    case: &CaseContext,
+    plugin: &Plugin,
+) -> Result<()> {
+    let task = server(case, plugin, &[("network_mode", json!("bridge"))]).await?;
+    let rules = complete_rules(case)?;
+    // Each table by itself: a flush may be of one alone.
+    for removed in [&rules[..1], &rules[1..], &rules[..]] {
+        remove_rules(removed)?;
+        let all_there = || rules_of_bridge(case).is_ok_and(|now| now == rules);
+        until(LIMIT, "the rules that were removed", all_there).await?;
+    }
+    fetch_hostname(&network_override(plugin, &task).await?.addr, PORT)?;
+    task.end(plugin).await?;
+    case.nothing_left()
+}
+
+/// No task is left that they would be made for before.
+async fn rules_that_somebody_else_has_removed_are_made_for_the_next_task(
+    case: &CaseContext,
+    plugin: &Plugin,
+) -> Result<()> {
+    let on_bridge = [("network_mode", json!("bridge"))];
+    server(case, plugin, &on_bridge).await?.end(plugin).await?;
+    let rules = complete_rules(case)?;
+    remove_rules(&rules)?;
+    tokio::time::sleep(LOOKED_FOR).await;
+    ensure_eq!(rules_of_bridge(case)?, []);
+    let next = server(case, plugin, &on_bridge).await?;
+    ensure_eq!(rules_of_bridge(case)?, rules);
+    fetch_hostname(&network_override(plugin, &next).await?.addr, PORT)?;
+    next.end(plugin).await?;
+    case.nothing_left()
+}
+
+async fn rules_that_can_not_be_made_leave_nothing(case: &CaseContext) -> Result<()> {
+    let bin = case.directory().join("bin");
+    fs::create_dir_all(&bin)?;
+    let mut launch = case.launch();
+    launch.look_first_in(bin.clone());
+    let mut plugin = case.plugin_as(&launch, &case.options()).await?;
+    let iptables = bin.join("iptables");
+    fs::write(&iptables, "#!/bin/sh\necho no such luck >&2\nexit 4\n")?;
+    fs::set_permissions(&iptables, fs::Permissions::from_mode(0o755))?;
+    let config = with(case, "sleep 600", &[("network_mode", json!("bridge"))]);
+    let task = case.prepare(&plugin, &config).await?;
+    let path = iptables.display().to_string();
+    let words = [path.as_str(), "make the rules", "no such luck"];
+    let status = refused(plugin.start_task(task.config.clone()).await, &words)?;
+    ensure!(is_recoverable(&status)?, "Nomad would not try again: {}", status.message());
+    case.nothing_left()?;
+    fs::remove_file(&iptables)?;
+    let task = server(case, &plugin, &[("network_mode", json!("bridge"))]).await?;
+    fetch_hostname(&network_override(&plugin, &task).await?.addr, PORT)?;
+    task.end(&plugin).await?;
+    case.nothing_left()?;
+    plugin.shut_down().await
 }
