@@ -88,6 +88,7 @@ async fn look(settings: Option<&Settings>, tasks: &Tasks) -> Found {
     }
     let mut facts = Facts::of(&settings.config);
     facts.bridge_network = settings.cni.is_ready().await;
+    facts.apparmor_profile = settings.apparmor_profile().await;
     if settings.config.name.is_docker() {
         facts.runtimes = settings.runtimes().await.join(",");
     }
@@ -122,6 +123,8 @@ struct Facts {
     shim: String,
     containerd: String,
     bridge_network: bool,
+    /// The profile of tasks whose jobs name none.
+    apparmor_profile: Option<&'static str>,
     bridge_ip: String,
     is_privileged_allowed: bool,
     has_volumes: bool,
@@ -152,6 +155,7 @@ impl Facts {
             ("cgroup_version", text(cgroup_version())),
             ("open_files", text(&OpenFiles::now().soft.to_string())),
             ("bridge_network", is_set(self.bridge_network)),
+            ("apparmor_profile", self.apparmor_profile.and_then(text)),
         ]
     }
 

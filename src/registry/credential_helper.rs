@@ -1,5 +1,5 @@
-//! Runs docker's credential helpers, `docker-credential-<name>`, to get the credentials of a registry. Besides the
-//! shim's launcher and the runner of CNI plugins the only place where the plugin starts processes.
+//! Runs docker's credential helpers, `docker-credential-<name>`, to get the credentials of a registry. One of the few
+//! modules of the plugin that start processes.
 //!
 //! A helper gets the agent's PATH and HOME, the variables of its environment that the operator lists and nothing more,
 //! the registry on its stdin, and pipes of its own; its process group is killed at the deadline, and when the pull is

@@ -1,7 +1,7 @@
 //! Facts of this host that decide on a task's security settings. Blocking: not for an async thread.
 //!
-//! Source of the facts: proc(5) for `/proc/self/status`; Linux' `Documentation/admin-guide/LSM/apparmor.rst`; moby/moby
-//! `oci/devices_linux.go` and containerd `pkg/oci/utils_unix.go` for the devices of a privileged container.
+//! Source of the facts: proc(5) for `/proc/self/status`; moby/moby `oci/devices_linux.go` and containerd
+//! `pkg/oci/utils_unix.go` for the devices of a privileged container.
 
 #![expect(
     clippy::disallowed_methods,
@@ -17,15 +17,13 @@ use std::path::Path;
 use nix::sys::stat::{major, minor};
 use oci_spec::runtime::{Capability, LinuxDevice, LinuxDeviceBuilder, LinuxDeviceType};
 
+use super::apparmor::AppArmor;
 use super::{ConfinementError, capabilities};
 use crate::config::{SeccompProfile, Security, SecurityPolicy};
 use crate::sys::host_path::{self, HostPathError};
 
 pub(super) const STATUS: &str = "/proc/self/status";
 const KERNEL: &str = "/proc/sys/kernel/osrelease";
-const SYS: &str = "/sys";
-const APPARMOR_ENABLED: &str = "module/apparmor/parameters/enabled";
-const APPARMOR_LOADED: &str = "kernel/security/apparmor/profiles";
 const DEVICES: &str = "/dev";
 /// Maximum size of a seccomp profile. Docker's own has some fifteen thousand bytes.
 const PROFILE_LIMIT_BYTES: u64 = 1024 * 1024;
@@ -40,9 +38,8 @@ pub(super) struct Host {
     /// Capabilities in the plugin's own bounding set; it can't give more.
     pub capabilities: HashSet<Capability>,
     pub kernel: (u32, u32),
-    /// Loaded AppArmor profiles, for a job that names one. `None` if AppArmor is disabled, `Some(None)` if the profiles
-    /// can't be listed.
-    pub apparmor: Option<Option<Vec<String>>>,
+    /// AppArmor, for a task that may have a profile. `None` if the kernel has it disabled.
+    pub apparmor: Option<AppArmor>,
     /// Content of the seccomp profile that the job names.
     pub seccomp_profile: Option<String>,
     /// Host devices of a privileged task; empty for any other.
@@ -68,10 +65,11 @@ impl Host {
         if security.privileged {
             find_devices(Path::new(DEVICES), &mut devices)?;
         }
+        let may_have_profile = security.apparmor_profile.is_some() || security_policy.apparmor;
         Ok(Self {
             capabilities: capabilities::in_mask(mask),
             kernel,
-            apparmor: security.apparmor_profile.as_ref().and_then(|_| apparmor(Path::new(SYS))),
+            apparmor: may_have_profile.then(AppArmor::look).flatten(),
             seccomp_profile: security
                 .seccomp_profile
                 .as_ref()
@@ -117,17 +115,6 @@ fn bounding(status: &str) -> Option<u64> {
 pub(super) fn version(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.trim().split(|c: char| !c.is_ascii_digit()).map(str::parse);
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
-}
-
-/// Returns the loaded profiles, as in [`Host::apparmor`], from the kernel's files below a directory.
-fn apparmor(sys: &Path) -> Option<Option<Vec<String>>> {
-    let enabled = fs::read_to_string(sys.join(APPARMOR_ENABLED)).is_ok_and(|word| word.starts_with('Y'));
-    enabled.then(|| fs::read_to_string(sys.join(APPARMOR_LOADED)).ok().map(|list| loaded(&list)))
-}
-
-/// Parses the kernel's list of profiles. A line has a profile's name and, in brackets, its mode.
-fn loaded(list: &str) -> Vec<String> {
-    list.lines().filter_map(|line| Some(line.rsplit_once(" (")?.0.to_owned())).collect()
 }
 
 /// Reads a seccomp profile of the host. Only a regular file is opened: opening a device can do harm by itself, such as
@@ -197,7 +184,7 @@ fn find_devices(directory: &Path, found: &mut Vec<LinuxDevice>) -> Result<(), Co
 #[cfg(test)]
 pub(super) fn check_parsers(text: &str) {
     let _ = bounding(text);
-    assert!(loaded(text).iter().all(|profile| text.contains(profile.as_str())));
+    assert!(super::apparmor::names(text).iter().all(|profile| text.contains(profile.as_str())));
 }
 
 #[cfg(test)]
@@ -216,10 +203,6 @@ mod tests {
         assert_eq!(version("6.1.0-18-amd64\n"), Some((6, 1)));
         assert_eq!(version("4.19"), Some((4, 19)));
         assert_eq!(version("linux"), None);
-        assert_eq!(
-            loaded("docker-default (enforce)\n/usr/bin/x y (complain)\n"),
-            ["docker-default", "/usr/bin/x y"]
-        );
     }
 
     #[test]
@@ -234,23 +217,6 @@ mod tests {
             Security { privileged: true, seccomp_profile: Some(named(path)), ..Security::default() };
         let host = Host::look(&security, &SecurityPolicy::default()).unwrap();
         assert!(!host.devices.is_empty() && host.seccomp_profile.as_deref() == Some("{}"), "{host:?}");
-    }
-
-    #[test]
-    fn apparmor_profiles_are_listed_where_the_kernel_has_it_enabled() {
-        let sys = tempfile::tempdir().unwrap();
-        let write = |file: &str, text: &str| {
-            let path = sys.path().join(file);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, text).unwrap();
-        };
-        assert_eq!(apparmor(sys.path()), None);
-        write(APPARMOR_ENABLED, "N\n");
-        assert_eq!(apparmor(sys.path()), None);
-        write(APPARMOR_ENABLED, "Y\n");
-        assert_eq!(apparmor(sys.path()), Some(None), "securityfs is not mounted");
-        write(APPARMOR_LOADED, "docker-default (enforce)\n");
-        assert_eq!(apparmor(sys.path()), Some(Some(vec!["docker-default".to_owned()])));
     }
 
     #[test]

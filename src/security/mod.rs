@@ -1,6 +1,8 @@
 //! A task's security settings: decided from the job's options, the operator's and facts of this host, before anything
-//! is made. The decisions are pure functions; only [`host`] reads from the host.
+//! is made. The decisions are pure functions; only [`host`] and [`apparmor`] read from the host. Loads the driver's own
+//! AppArmor profile for tasks that are to have it.
 
+mod apparmor;
 mod capabilities;
 mod host;
 mod seccomp;
@@ -15,10 +17,8 @@ use oci_spec::runtime::{Capability, LinuxDevice, LinuxSeccomp};
 use crate::config::{CapabilityList, SeccompProfile, Security, SecurityPolicy};
 use crate::sys::host_files;
 use crate::sys::host_path::HostPathError;
+pub(crate) use apparmor::by_default as default_apparmor_profile;
 use host::Host;
-
-/// AppArmor's name for running without a profile.
-const UNCONFINED: &str = "unconfined";
 
 /// A task's security settings, as they are passed to the runtime.
 #[derive(Debug, Default)]
@@ -43,6 +43,11 @@ pub(crate) enum ConfinementError {
     Profile { option: &'static str, path: PathBuf, source: HostPathError },
     #[error("can't read {path}")]
     Host { path: PathBuf, source: std::io::Error },
+    #[error(
+        "{program} can't load the default AppArmor profile: {why}; mend AppArmor on this host, or do without the profile \
+         by apparmor_profile = \"unconfined\" in the job, or apparmor = false in the plugin's options"
+    )]
+    AppArmor { program: PathBuf, why: String, transient: bool },
     #[error("the built-in seccomp profile can't be used: {0}")]
     BuiltIn(String),
     #[error(transparent)]
@@ -63,25 +68,55 @@ impl ConfinementError {
     }
 }
 
-/// Reads the facts of the host, and decides a task's security settings.
+/// Reads the facts of the host, and decides a task's security settings. `shares_kernel` says whether the task's processes
+/// are processes of the host.
 ///
 /// # Errors
 /// Names the option that can't be applied, and why.
 pub(crate) async fn settle(
     security: &Security,
     security_policy: &SecurityPolicy,
+    shares_kernel: bool,
 ) -> Result<Confinement, ConfinementError> {
     let (security, security_policy) = (security.clone(), security_policy.clone());
     // Files other than the job's profile are the kernel's, so that reading them doesn't hang.
     let profile = security.seccomp_profile.as_ref().map(|named| named.path.clone());
     let place = profile.unwrap_or_else(|| host::STATUS.into());
-    let settling = move || decide(&security, &security_policy, &Host::look(&security, &security_policy)?);
-    host_files::look(&place, host_files::LIMIT, settling).await.map_err(ConfinementError::host(&place))?
+    let settling = move || {
+        let host = Host::look(&security, &security_policy)?;
+        decide(&security, &security_policy, shares_kernel, &host)
+    };
+    let settled = host_files::look(&place, host_files::LIMIT, settling).await;
+    let confinement = settled.map_err(ConfinementError::host(&place))??;
+    load_profile(confinement.apparmor_profile.as_deref(), Confined::Task).await?;
+    Ok(confinement)
+}
+
+/// A process that is to have an AppArmor profile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Confined {
+    /// A task's first process.
+    Task,
+    /// One that is run in a task later.
+    Exec,
+}
+
+/// Loads the AppArmor profile that a process is to have, if it is the driver's own and isn't there. Other programs may
+/// unload it while tasks have it.
+///
+/// # Errors
+/// If it can't be loaded.
+pub(crate) async fn load_profile(profile: Option<&str>, process: Confined) -> Result<(), ConfinementError> {
+    match profile {
+        Some(apparmor::OWN) => Box::pin(apparmor::load_own(process)).await,
+        _ => Ok(()),
+    }
 }
 
 fn decide(
     security: &Security,
     security_policy: &SecurityPolicy,
+    shares_kernel: bool,
     host: &Host,
 ) -> Result<Confinement, ConfinementError> {
     // A job may only ask for privileges where the operator allows them all.
@@ -89,7 +124,8 @@ fn decide(
     let allowed = every.as_ref().unwrap_or(&security_policy.allow_caps);
     let capabilities = capabilities::granted(security, allowed, &host.capabilities)?;
     let seccomp = seccomp(security, security_policy, host, &capabilities)?;
-    let apparmor_profile = apparmor_profile(security, host)?;
+    let apparmor_profile =
+        apparmor::profile_of(security, security_policy, host.apparmor.as_ref(), shares_kernel)?;
     let (devices, masked_paths) = (host.devices.clone(), host.thermal_throttles.clone());
     Ok(Confinement { capabilities, seccomp, apparmor_profile, devices, masked_paths })
 }
@@ -116,20 +152,6 @@ fn seccomp(
     }
 }
 
-/// Returns the task's AppArmor profile. `unconfined` is accepted on a host without AppArmor, which confines nothing.
-fn apparmor_profile(security: &Security, host: &Host) -> Result<Option<String>, ConfinementError> {
-    let Some(name) = &security.apparmor_profile else { return Ok(None) };
-    let refused = |why: &str| Err(ConfinementError::value("apparmor_profile", name, why));
-    match &host.apparmor {
-        None if name == UNCONFINED => Ok(None),
-        None => refused("AppArmor is not enabled on this host; leave the option out, or set \"unconfined\""),
-        Some(loaded) if name == UNCONFINED || loaded.as_ref().is_none_or(|loaded| loaded.contains(name)) => {
-            Ok(Some(name.clone()))
-        }
-        Some(_) => refused("no such profile is loaded on this host; load it there with apparmor_parser"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -144,7 +166,7 @@ mod tests {
             allow_caps: crate::config::capability_tests::list(&["all"]),
             ..SecurityPolicy::default()
         };
-        decide(security, &security_policy, &host()).unwrap()
+        decide(security, &security_policy, true, &host()).unwrap()
     }
 
     #[test]
@@ -158,23 +180,6 @@ mod tests {
         assert!(!has_one(None, true, true) && has_one(Some(true), true, false));
     }
 
-    #[test]
-    fn an_apparmor_profile_has_to_be_there() {
-        let requested =
-            |name: &str| Security { apparmor_profile: Some(name.to_owned()), ..Security::default() };
-        let profile = |name, apparmor| apparmor_profile(&requested(name), &Host { apparmor, ..host() });
-        let loaded = || Some(Some(vec!["mine".to_owned()]));
-        assert_eq!(profile(UNCONFINED, None).unwrap(), None);
-        assert_eq!(profile(UNCONFINED, loaded()).unwrap().as_deref(), Some(UNCONFINED));
-        assert_eq!(profile("mine", loaded()).unwrap().as_deref(), Some("mine"));
-        // If the list can't be read, the profile is passed on, and the runtime reports a missing one.
-        assert_eq!(profile("mine", Some(None)).unwrap().as_deref(), Some("mine"));
-        for (host, word) in [(None, "not enabled"), (loaded(), "apparmor_parser")] {
-            let error = profile("other", host).unwrap_err().to_string();
-            assert!(error.contains("apparmor_profile") && error.contains(word), "{error}");
-        }
-    }
-
     #[tokio::test]
     async fn settings_are_settled_by_the_facts_of_this_host() {
         let security_policy = SecurityPolicy {
@@ -182,11 +187,11 @@ mod tests {
             allow_caps: crate::config::capability_tests::list(&["chown"]),
             ..SecurityPolicy::default()
         };
-        let settled = settle(&Security::default(), &security_policy).await.unwrap();
+        let settled = settle(&Security::default(), &security_policy, true).await.unwrap();
         assert!(settled.seccomp.is_some() && settled.capabilities == [Capability::Chown].into());
         let profile = SeccompProfile { option: "seccomp_profile", path: "/no/such/profile".into() };
         let security = Security { seccomp_profile: Some(profile), ..Security::default() };
-        let error = settle(&security, &security_policy).await.unwrap_err();
+        let error = settle(&security, &security_policy, true).await.unwrap_err();
         assert!(matches!(error, ConfinementError::Profile { .. }), "{error}");
     }
 }

@@ -42,7 +42,7 @@ impl Runtime {
         let runtime = options.runtime.shim(config);
         let program = options.runtime.program(config).map(str::to_owned);
         let shim_options = config.runtime_options.get(runtime).cloned().unwrap_or_default();
-        let family = Family::of_runtime(runtime, shim_options.type_url.as_deref());
+        let family = family_of(config, runtime);
         let options = match family {
             Family::Runc => runc_options(program, settings),
             Family::Gvisor => {
@@ -54,6 +54,12 @@ impl Runtime {
         };
         Ok(Self { family, options })
     }
+}
+
+/// Returns the family of the shim of a runtime by its name and the operator's options.
+pub(super) fn family_of(config: &PluginConfig, runtime: &str) -> Family {
+    let options = config.runtime_options.get(runtime);
+    Family::of_runtime(runtime, options.and_then(|options| options.type_url.as_deref()))
 }
 
 /// Warns if the driver doesn't know the options of the configured runtime's shim. A shim by another name that takes the

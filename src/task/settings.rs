@@ -13,8 +13,8 @@ use crate::config::{Auth, Bridge, DriverName, Inline, Platform, PluginConfig, Pu
 use crate::containerd::{Containerd, ImageSettings, PullSettings};
 use crate::image::platform::Target;
 use crate::registry::{CredentialStore, Credentials};
-use crate::shim;
 use crate::sys::host_files;
+use crate::{security, shim};
 
 /// The plugin's configuration, and the clients that are built from it.
 pub(crate) struct Settings {
@@ -71,6 +71,12 @@ impl Settings {
     /// Names the file that was looked for, and where.
     pub(crate) async fn shim(&self) -> Result<PathBuf> {
         find_programs(self.config.containerd_runtime.clone(), None).await
+    }
+
+    /// Returns the AppArmor profile of tasks whose jobs name none. `None` where it is none that the driver sets.
+    pub(crate) async fn apparmor_profile(&self) -> Option<&'static str> {
+        let family = runtime::family_of(&self.config, &self.config.containerd_runtime);
+        security::default_apparmor_profile(&self.config.security_policy, family.shares_kernel()).await
     }
 
     /// Returns the runtimes that a task may have, and that are there, sorted.

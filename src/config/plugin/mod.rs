@@ -339,17 +339,21 @@ pub(in crate::config) mod tests {
         assert!(!docker.volumes.enabled && other.volumes.enabled);
         let caps = |config: &PluginConfig| config.security_policy.allow_caps.clone();
         assert!(!docker.security_policy.allow_privileged && other.security_policy.allow_privileged);
+        assert!(docker.security_policy.apparmor && !other.security_policy.apparmor);
         assert_eq!(caps(&docker).named().count(), 13);
         assert!(!caps(&docker).all && caps(&other).all);
         let host = vec!["host".to_owned()];
         assert_eq!((&docker.allowed_modes.pid, &docker.allowed_modes.userns), (&host, &host));
         let given = decoded(json!({
             "allow_caps": ["all"], "allow_privileged": true, "allowed_modes": {"pid": []},
-            "state_dir": "/run/x", "volumes": {"enabled": true},
+            "apparmor": false, "state_dir": "/run/x", "volumes": {"enabled": true},
         }));
         assert!(given.allowed_modes.pid.is_empty() && given.allowed_modes.ipc == host);
         assert!(given.volumes.enabled && given.security_policy.allow_privileged && caps(&given).all);
         assert_eq!(given.state_dir, PathBuf::from("/run/x"));
+        assert!(
+            !given.security_policy.apparmor && plugin(json!({"apparmor": true})).security_policy.apparmor
+        );
     }
 
     #[test]

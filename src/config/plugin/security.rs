@@ -26,6 +26,9 @@ pub(crate) struct SecurityPolicy {
     pub allow_caps: CapabilityList,
     /// Whether a task that does not set `seccomp` has a seccomp profile.
     pub seccomp: bool,
+    /// Whether a task that does not set `apparmor_profile` has the driver's own AppArmor profile, as far as the host can
+    /// load it.
+    pub apparmor: bool,
     /// Host directories of the seccomp profiles that a job may name. `None` allows any path.
     pub seccomp_profile_dirs: Option<Vec<PathBuf>>,
 }
@@ -35,6 +38,7 @@ pub(super) struct Raw {
     allow_privileged: Option<bool>,
     allow_caps: Option<Vec<Option<String>>>,
     seccomp: Option<bool>,
+    apparmor: Option<bool>,
     seccomp_profile_dirs: Option<Vec<Option<String>>>,
 }
 
@@ -43,6 +47,7 @@ pub(super) fn schema(name: DriverName) -> Vec<(&'static str, Spec)> {
         ("allow_privileged", default("allow_privileged", "bool", name.either("true", "false"))),
         ("allow_caps", default("allow_caps", "list(string)", name.either(ALL_CAPS, DOCKERS_CAPS))),
         ("seccomp", default("seccomp", "bool", "true")),
+        ("apparmor", default("apparmor", "bool", name.either("false", "true"))),
         // No default in the schema, so that an explicit empty list differs from an unset option.
         (PROFILE_DIRS, optional(PROFILE_DIRS, "list(string)")),
     ]
@@ -50,13 +55,14 @@ pub(super) fn schema(name: DriverName) -> Vec<(&'static str, Spec)> {
 
 impl Raw {
     pub(super) fn decode(self, name: DriverName) -> Result<SecurityPolicy, ConfigError> {
-        let Self { allow_privileged, allow_caps, seccomp, seccomp_profile_dirs } = self;
+        let Self { allow_privileged, allow_caps, seccomp, apparmor, seccomp_profile_dirs } = self;
         let usual = || serde_json::from_str(name.either(ALL_CAPS, DOCKERS_CAPS)).unwrap_or_default();
         Ok(SecurityPolicy {
             privileged_needs_all_caps: !name.is_docker(),
             allow_privileged: allow_privileged.unwrap_or(name.either(true, false)),
             allow_caps: CapabilityList::decode("allow_caps", Some(allow_caps.unwrap_or_else(usual)))?,
             seccomp: seccomp.unwrap_or(true),
+            apparmor: apparmor.unwrap_or(name.either(false, true)),
             seccomp_profile_dirs: seccomp_profile_dirs
                 .map(|given| directories::absolute(PROFILE_DIRS, Some(given)))
                 .transpose()?,

@@ -23,6 +23,7 @@ pub(crate) struct Security {
     /// Seccomp on or off; `None` is the operator's default.
     pub seccomp: Option<bool>,
     pub seccomp_profile: Option<SeccompProfile>,
+    /// AppArmor profile; `None` is the operator's default.
     pub apparmor_profile: Option<String>,
     /// `true` to leave all kernel file systems unmasked and writable.
     pub system_paths_unconfined: bool,
@@ -162,6 +163,7 @@ impl Security {
             privileged_needs_all_caps,
             allow_caps,
             seccomp: seccomp_by_default,
+            apparmor: _,
             seccomp_profile_dirs,
         } = security_policy;
         let all = [
@@ -215,6 +217,7 @@ mod tests {
             allow_privileged: true,
             allow_caps: list(&["all"]),
             seccomp: true,
+            apparmor: false,
             seccomp_profile_dirs: None,
         }
     }

@@ -136,6 +136,10 @@ impl From<ConfinementError> for Error {
                 let transient = is_transient(source);
                 Self::failure(error, transient)
             }
+            ConfinementError::AppArmor { transient, .. } => {
+                let transient = *transient;
+                Self::failure(error, transient)
+            }
             ConfinementError::BuiltIn(_) | ConfinementError::Incomplete(_) => Self::failed(error),
         }
     }
@@ -308,9 +312,17 @@ mod tests {
                 vec![plugin_says(Some(999), false, "could not set bridge's mac: invalid argument")]
             }
             "a CNI plugin fails for another reason" => vec![plugin(Some(7), false), plugin(None, false)],
+            "AppArmor's parser is late, ends by a signal or for a lack of memory, or is gone" => {
+                vec![parser(true)]
+            }
+            "AppArmor's parser fails for another reason" => vec![parser(false)],
             "the start is cancelled" => vec![Error::failed("")],
             other => panic!("nothing is known of {other:?}"),
         }
+    }
+
+    fn parser(transient: bool) -> Error {
+        ConfinementError::AppArmor { program: "/x".into(), why: String::new(), transient }.into()
     }
 
     fn plugin(code: Option<u64>, timed_out: bool) -> Error {
@@ -328,7 +340,7 @@ mod tests {
     #[test]
     fn errors_are_classified_as_documented() {
         let table = table();
-        assert_eq!(table.len(), 21);
+        assert_eq!(table.len(), 23);
         for (row, again) in table {
             for error in failures(&row) {
                 assert_eq!(matches!(error, Error::Transient(_)), again, "{row}: {error:?}");

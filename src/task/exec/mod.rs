@@ -23,6 +23,7 @@ use tokio::time::Instant;
 use super::error::{Error, Result};
 use super::{Task, supervisor};
 use crate::cgroup::Cgroup;
+use crate::security::{self, Confined};
 use crate::shim::{self, Bundle, Connection, ExecEnds, ExecIo, ExecPipes};
 use crate::spec;
 use crate::sys::blocking;
@@ -98,6 +99,9 @@ impl Task {
             return Ok(Err(ExecRefused::not_runnable(&error.chain())));
         }
         let process = self.exec_template().await.map_err(|error| error.context(&doing))?;
+        security::load_profile(process.apparmor_profile().as_deref(), Confined::Exec)
+            .await
+            .map_err(|error| Error::from(error).context(&doing))?;
         let size = terminal.flatten();
         let tty = terminal.is_some();
         let console = size.map(|TerminalSize { width, height }| (width.into(), height.into()));

@@ -44,6 +44,7 @@ use crate::cgroup::{self, Limit};
 use crate::config::Sharing;
 use crate::containerd::{Image, Record};
 use crate::image::user;
+use crate::security::{self, Confined};
 use crate::shim::{self, Bundle, BundleEventSocket, Connection, Family, HeldPipes, Shim};
 use crate::spec::{self, BoundFile, ImageVolume, StagedSource};
 use crate::sys::error_chain::Chained;
@@ -435,6 +436,8 @@ impl Start<'_> {
         if runtime.family == Family::Gvisor {
             self.leave_cgroup_to_runtime().await?;
         }
+        // Another program may have unloaded it while the image was pulled.
+        security::load_profile(self.plan.confinement.apparmor_profile.as_deref(), Confined::Task).await?;
         let create = connection.create(bundle, rootfs, held, requested.process.tty, &runtime.options);
         let create = shim::with_runtime_reason(bundle, create);
         let pid = timeline.step("create", create).await.map_err(|error| naming_program(error, &spec))?;

@@ -29,7 +29,7 @@ use crate::task::error::{Error, Result};
 use crate::task::group_network::check_hostname;
 use crate::task::mounts::{Sources, directory_of, off_thread};
 use crate::task::network::{Joined, NetworkPlan};
-use crate::task::runtime::{Runtime, cgroup_of};
+use crate::task::runtime::{Runtime, cgroup_of, family_of};
 use crate::task::timeline::Timeline;
 use crate::{cni, init_program};
 
@@ -72,6 +72,9 @@ impl StartPlan {
         let network = options.network_permitted_by(settings.config.name, group, allowed)?;
         options.warn_of_idle(settings.config.name, &network);
         let mut cgroup = cgroup_of(config);
+        let family = family_of(&settings.config, options.runtime.shim(&settings.config));
+        let rights =
+            security::settle(&options.security, &settings.config.security_policy, family.shares_kernel());
         let devices = (options.devices.clone(), devices_of_nomad(config)?, settings.config.devices.clone());
         // None of these depends on another. Which error is reported does not depend on which was found first.
         let (image, network, init, node, confinement, devices, sources) = tokio::join!(
@@ -79,8 +82,7 @@ impl StartPlan {
             timeline.step("wanted/network", NetworkPlan::of(settings, network, &options.network, config)),
             timeline.step("wanted/init", init(settings, &options)),
             timeline.step("wanted/node", host_facts::look(cgroup.clone())),
-            timeline
-                .step("wanted/rights", security::settle(&options.security, &settings.config.security_policy)),
+            timeline.step("wanted/rights", rights),
             timeline.step("wanted/devices", devices::find(devices.0, devices.1, devices.2)),
             timeline.step("wanted/mounts", Sources::open(&options.mounts, &settings.config, config)),
         );

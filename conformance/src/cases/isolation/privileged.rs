@@ -3,10 +3,11 @@
 
 use std::os::unix::fs::FileTypeExt;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use harness::context::CaseContext;
 use harness::host::Plugin;
 use harness::host::cgroup::is_v2;
+use nomad_proto::structs::attribute::Value as AttributeValue;
 use serde_json::{Value, json};
 
 use crate::cases::support::{cases, ensure_eq, refused};
@@ -18,6 +19,7 @@ cases!["privileged":
     no_program_gains_rights_where_the_job_says_so,
     the_systems_paths_are_as_the_kernel_has_them_where_the_job_says_so,
     an_apparmor_profile_that_can_not_be_is_refused,
+    a_task_has_the_drivers_apparmor_profile_where_the_host_can_load_it,
 ];
 
 fn with(mut config: Value, option: &str, value: impl Into<Value>) -> Value {
@@ -120,10 +122,12 @@ async fn the_systems_paths_are_as_the_kernel_has_them_where_the_job_says_so(
     Ok(())
 }
 
+fn apparmor_is_enabled() -> bool {
+    std::fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|word| word.starts_with('Y'))
+}
+
 async fn an_apparmor_profile_that_can_not_be_is_refused(case: &CaseContext) -> Result<()> {
-    let is_enabled = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled")
-        .is_ok_and(|word| word.starts_with('Y'));
-    let why = if is_enabled { "apparmor_parser" } else { "AppArmor is not enabled" };
+    let why = if apparmor_is_enabled() { "apparmor_parser" } else { "AppArmor is not enabled" };
     let mut plugin = case.plugin().await?;
     for (option, value) in [
         ("apparmor_profile", json!("no-such-profile")),
@@ -145,5 +149,32 @@ async fn an_apparmor_profile_that_can_not_be_is_refused(case: &CaseContext) -> R
         let task = case.prepare(&plugin, &with(case.shell("true"), "security_opt", json!([word]))).await?;
         refused(plugin.start_task(task.config.clone()).await, &["security_opt", word])?;
     }
+    plugin.shut_down().await
+}
+
+/// The guest of hack/guest has AppArmor, and tries what the profile denies.
+async fn a_task_has_the_drivers_apparmor_profile_where_the_host_can_load_it(
+    case: &CaseContext,
+) -> Result<()> {
+    const PROFILE: &str = "containerd-driver-default";
+    let mut plugin = case.plugin_as(&case.launch(), &with(case.options(), "apparmor", true)).await?;
+    let found = plugin.fingerprints().await?.message().await?.context("no fingerprint")?;
+    let attribute = found.attributes.get("driver.containerd-driver.apparmor_profile");
+    let shown = match attribute.and_then(|attribute| attribute.value.clone()) {
+        // One that is gone, or has never been, is sent as an empty text.
+        Some(AttributeValue::StringVal(text)) => Some(text).filter(|text| !text.is_empty()),
+        None => None,
+        other => bail!("the attribute is {other:?}"),
+    };
+    ensure!(shown.is_some() == apparmor_is_enabled(), "the node shows {shown:?}");
+    let script = "cat /proc/self/attr/current 2>/dev/null; true";
+    let task = case.run(&plugin, &case.shell(script)).await?;
+    let output = task.stdout(&plugin).await?;
+    let is_confined = output.trim() == format!("{PROFILE} (enforce)");
+    ensure!(
+        is_confined == (shown.as_deref() == Some(PROFILE)),
+        "the node shows {shown:?}, the task {output:?}"
+    );
+    task.destroy(&plugin).await?;
     plugin.shut_down().await
 }

@@ -125,7 +125,7 @@ fn machine(directory: &Path) -> Result<String> {
         available_parallelism()?,
         if is_v2() { "v2" } else { "v1" },
         system.trim(),
-        if has_apparmor() { "on (docker's profile there, none here)" } else { "off" }
+        if has_apparmor() { "on (each side has its default profile)" } else { "off" }
     ))
 }
 
