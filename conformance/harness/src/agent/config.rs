@@ -55,6 +55,8 @@ pub struct Setup {
     pub plugin_names: &'static [&'static str],
     /// Socket of a dockerd, for which Nomad's own docker driver runs. No plugin is there under its name then.
     pub dockerd: Option<PathBuf>,
+    /// More of the options in the block of the plugin `containerd-driver`.
+    pub plugin_options: String,
     /// More of the options in the block of the plugin `docker`.
     pub docker_options: String,
     /// Options of the plugin in its block `gc { dangling_containers { .. } }`.
@@ -272,6 +274,7 @@ plugin "containerd-driver" {{
     cni_config_dir     = "{cni}"
     log_collection     = "{log_collection}"
     {registries}
+    {more}
 
     bridge_network_name        = "{tasks}"
     bridge_network_subnet      = "{tasks_subnet}"
@@ -302,6 +305,7 @@ plugin "containerd-driver" {{
             .filter(|directory| !directory.is_empty())
             .map(|directory| format!("registry_config_dir = \"{directory}\""))
             .unwrap_or_default(),
+        more = setup.plugin_options,
         tasks = setup.networks.tasks.name,
         tasks_subnet = setup.networks.tasks.subnet,
         tasks_subnet_ipv6 = setup.networks.tasks_ipv6,

@@ -81,6 +81,7 @@ pub fn setup(environment: &TestEnvironment, mode: Mode, nomad: &Path, plugin: &P
         place: None,
         plugin_names: &[DRIVER],
         dockerd: None,
+        plugin_options: String::new(),
         docker_options: String::new(),
         dangling_containers: DANGLING_KEPT,
         log_level: DEBUG,

@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
-use harness::agent::{Allocation, SOON};
+use harness::agent::{Allocation, DRIVER, SOON};
 use harness::fixture::process::output_of;
 use harness::processes;
 use nix::sys::signal::{Signal, kill};
@@ -39,6 +39,10 @@ pub fn all() -> Vec<Check> {
         ("oom: under crun the shim has its task's score", Box::new(|site| scores(site, "crun", 0))),
         ("apparmor: a task runs, unconfined", Box::new(unconfined)),
         ("apparmor: a task and its execs are confined by the profile that the job names", Box::new(confined)),
+        (
+            "apparmor: by the plugin's option a task and its execs have the driver's profile, which is loaded anew",
+            Box::new(confined_by_default),
+        ),
     ]
 }
 
@@ -191,4 +195,53 @@ fn confined(site: &mut Site) -> Result<()> {
     ensure!(exec(&["cat", "/etc/passwd"])?.code == Some(0), "an exec can't read what the profile allows");
     ensure!(exec(&["cat", "/etc/group"])?.code == Some(1), "an exec reads what the profile denies");
     still_works(&site.client, &id, pid)
+}
+
+const DEFAULT_PROFILE: &str = "containerd-driver-default";
+
+/// The job's options leave the kernel's settings unmasked and writable, so that only the profile denies a write. The
+/// flag no_new_privs allows no change to a profile but from none.
+const OPEN: [&str; 2] = ["systempaths=unconfined", "no-new-privileges"];
+
+fn confined_by_default(site: &mut Site) -> Result<()> {
+    site.use_options("apparmor = true")?;
+    let attribute = format!("driver.{DRIVER}.apparmor_profile");
+    site.client.driver_of_until(DRIVER, "the profile on the node", |driver| {
+        driver.attributes.iter().flatten().any(|(name, value)| *name == attribute && value == DEFAULT_PROFILE)
+    })?;
+    let write = ["sh", "-c", ": > /proc/sys/vm/drop_caches"];
+    let (id, pid) = site.start("confined-by-default", &security_opt(&OPEN))?;
+    let seen = profile(pid)?;
+    ensure!(seen == format!("{DEFAULT_PROFILE} (enforce)"), "the task is confined by {seen:?}");
+    let exec = site.client.exec(&id, b"", &["cat", "/proc/self/attr/current"])?.stdout();
+    ensure!(exec.trim() == seen, "an exec is confined by {exec:?}");
+    let denied = site.client.exec(&id, b"", &write)?;
+    let words = String::from_utf8_lossy(&denied.stderr);
+    ensure!(
+        denied.code != Some(0) && words.contains("Permission denied"),
+        "an exec that opens a setting of the kernel's ends with {:?}: {words}",
+        denied.code
+    );
+    // Processes of a task may signal each other.
+    ensure!(site.client.exec(&id, b"", &["kill", "-0", "1"])?.code == Some(0), "no signal reaches the task");
+    // Tasks go on without a profile that is unloaded, and what comes later has it again.
+    output_of(Command::new("apparmor_parser").arg("--remove"), b"profile containerd-driver-default {}\n")?;
+    let exec = site.client.exec(&id, b"", &["cat", "/proc/self/attr/current"])?.stdout();
+    ensure!(exec.trim() == seen, "after it was unloaded, an exec is confined by {exec:?}");
+    ensure!(profile(pid)? == "unconfined", "the task without its profile is {:?}", profile(pid)?);
+    let (other, _) = site.start("unconfined-by-its-job", &security_opt(&[OPEN[0], "apparmor=unconfined"]))?;
+    ensure!(
+        site.client.exec(&other, b"", &write)?.code == Some(0),
+        "the write is denied without a profile, too"
+    );
+    let (_, privileged) = site.start("privileged", "privileged = true")?;
+    ensure!(profile(privileged)? == "unconfined", "a privileged task has {:?}", profile(privileged)?);
+    let (stopped, pid) = site.start("confined-and-signalled", "")?;
+    ensure!(profile(pid)? == seen, "the next task is confined by {:?}", profile(pid)?);
+    still_works(&site.client, &stopped, pid)
+}
+
+/// Returns the line of a job that sets the option `security_opt`.
+fn security_opt(words: &[&str]) -> String {
+    format!("security_opt = {words:?}")
 }

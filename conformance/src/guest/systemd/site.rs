@@ -118,6 +118,16 @@ impl Site {
         self.restart_agent()
     }
 
+    /// Restarts the agent's unit with more options of the plugin.
+    ///
+    /// # Errors
+    /// Fails as [`Self::wait_ready`] does.
+    pub fn use_options(&mut self, options: &str) -> Result<()> {
+        options.clone_into(&mut self.setup.plugin_options);
+        self.configure()?;
+        self.restart_agent()
+    }
+
     /// Restarts the agent's unit, and waits until it is ready.
     ///
     /// # Errors
@@ -176,9 +186,11 @@ impl Site {
     /// Fails with everything that is left.
     pub fn clear(&mut self) -> Result<()> {
         let jobs = std::mem::take(&mut self.jobs);
-        let changed = units::restore_agent()? || !self.setup.oci_runtime.is_empty();
+        let is_usual = self.setup.oci_runtime.is_empty() && self.setup.plugin_options.is_empty();
+        let changed = units::restore_agent()? || !is_usual;
         self.client.end_jobs(&jobs)?;
         if changed {
+            self.setup.plugin_options.clear();
             self.use_runtime("")?;
         }
         let mut left = Vec::new();
@@ -235,6 +247,7 @@ fn setup() -> Setup {
         place: None,
         plugin_names: &[harness::agent::DRIVER],
         dockerd: None,
+        plugin_options: String::new(),
         docker_options: String::new(),
         dangling_containers: config::DANGLING_KEPT,
         log_level: config::DEBUG,
