@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use super::attachment::check_interface;
 use super::error::Error;
 use super::network::{Network, Plugin, check_name};
-use super::rules::RuleSet;
+use super::rules::{PacketFilter, RuleSet};
 use super::version::Version;
 
 /// The operator's settings of the built-in network.
@@ -54,6 +54,14 @@ impl DefaultNetwork {
                 self.bridge
             ),
         })
+    }
+
+    /// Returns the rule sets of its subnets.
+    ///
+    /// # Errors
+    /// As [`PacketFilter::sets`].
+    pub(super) async fn rule_sets(&self, packet_filter: &PacketFilter) -> Result<Vec<RuleSet>, Error> {
+        packet_filter.sets(&self.name, &self.bridge, &self.subnets).await
     }
 
     /// Returns the network with these rules. Without any, its plugins make rules for each container.

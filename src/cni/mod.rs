@@ -122,7 +122,7 @@ impl Cni {
     /// Names what is missing or wrong, and the networks that there are.
     pub(crate) async fn network(&self, name: Option<&str>) -> Result<Network, Error> {
         let mut network = match name {
-            None => self.default.network(self.packet_filter.sets(&self.default).await)?,
+            None => self.default.network(self.default.rule_sets(&self.packet_filter).await?)?,
             Some(name) => {
                 let (directory, name) = (self.config_dir.clone(), name.to_owned());
                 blocking::run(move || conf_file::find(&directory, &name)).await?
@@ -340,7 +340,7 @@ impl Cni {
         if blocking::run(move || ipam::holders(&leases)).await?.is_empty() {
             return Ok(());
         }
-        let sets = self.packet_filter.sets(&self.default).await;
+        let sets = self.default.rule_sets(&self.packet_filter).await?;
         self.packet_filter.ensure(&sets, self.deadline).await
     }
 

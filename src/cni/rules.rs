@@ -11,15 +11,15 @@
 
 use std::env;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 use tokio::sync::Mutex;
 
-use super::default_bridge::DefaultNetwork;
 use super::error::{Error, PluginFailure, RunError, TRY_AGAIN};
 use super::exec::{self, Run};
-use crate::sys::blocking;
+use crate::sys::host_files;
 
 /// Time for which rules that were found are taken to be there still.
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
@@ -96,15 +96,24 @@ impl PacketFilter {
     /// Returns the rule sets of a network's subnets, or none where the plugins have to make the rules: where firewalld is,
     /// which keeps the zones of addresses itself, and where there is no `iptables` for one of the subnets. What the
     /// plugins then need for it, they say.
-    pub(super) async fn sets(&self, network: &DefaultNetwork) -> Vec<RuleSet> {
-        let DefaultNetwork { name, bridge, subnets, .. } = network.clone();
+    ///
+    /// # Errors
+    /// If the directories of programs give no answer.
+    pub(super) async fn sets(
+        &self,
+        network: &str,
+        bridge: &str,
+        subnets: &[String],
+    ) -> Result<Vec<RuleSet>, Error> {
+        let (network, bridge, subnets) = (network.to_owned(), bridge.to_owned(), subnets.to_vec());
         // In a rule, another name would be an option, or a pattern.
         let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
         if bridge.starts_with('-') || !bridge.chars().all(is_plain) {
-            return Vec::new();
+            return Ok(Vec::new());
         }
+        let place = self.directories.first().cloned().unwrap_or_default();
         let (directories, firewalld) = (self.directories.clone(), self.firewalld.clone());
-        blocking::run(move || {
+        let look = move || {
             if firewalld.iter().any(|path| path.exists()) {
                 return Vec::new();
             }
@@ -112,11 +121,12 @@ impl PacketFilter {
                 let program = if subnet.contains(':') { "ip6tables" } else { "iptables" };
                 let mut places = directories.iter().map(|directory| directory.join(program));
                 let program = places.find(|path| path.is_file())?;
-                Some(RuleSet { program, network: name.clone(), bridge: bridge.clone(), subnet })
+                Some(RuleSet { program, network: network.clone(), bridge: bridge.clone(), subnet })
             };
             subnets.into_iter().map(set).collect::<Option<Vec<_>>>().unwrap_or_default()
-        })
-        .await
+        };
+        let found = host_files::look(&place, host_files::LIMIT, look).await;
+        found.map_err(Error::io("look for iptables, by PATH, from", &place))
     }
 
     /// Makes the rules that are missing, unless all were there a moment ago. Waits for another caller's look at them.
@@ -125,12 +135,15 @@ impl PacketFilter {
     /// Quotes the words of `iptables`. The call can be repeated.
     pub(super) async fn ensure(&self, sets: &[RuleSet], deadline: Duration) -> Result<(), Error> {
         let Some(first) = sets.first() else { return Ok(()) };
+        // Number of sets that were looked at so far; 0 while another caller makes rules.
+        let looked_at = AtomicUsize::new(0);
         let ensured = async {
             let mut checked = self.checked.lock().await;
             if checked.is_some_and(|at| at.elapsed() < self.interval) {
                 return Ok(());
             }
             for set in sets {
+                looked_at.fetch_add(1, Ordering::Relaxed);
                 let failed = match set.ensure(deadline).await {
                     Ok(()) => continue,
                     Err(error) if error.timed_out => return Err(set.failed(error)),
@@ -147,8 +160,11 @@ impl PacketFilter {
             Ok::<_, Error>(())
         };
         tokio::time::timeout(deadline, ensured).await.unwrap_or_else(|_| {
-            let reason = format!("it took longer than {} s", deadline.as_secs_f64());
-            Err(first.failed(RunError { timed_out: true, ..RunError::new(reason) }))
+            let number = looked_at.load(Ordering::Relaxed);
+            let what = if number == 0 { "other starts have made rules for" } else { "it took" };
+            let reason = format!("{what} more than {} s", deadline.as_secs_f64());
+            let set = sets.get(number.saturating_sub(1)).unwrap_or(first);
+            Err(set.failed(RunError { timed_out: true, ..RunError::new(reason) }))
         })
     }
 }
@@ -193,7 +209,8 @@ impl RuleSet {
     }
 
     /// Makes the rules that are missing. Whatever removes rules removes those that lead to the set's own ones as well,
-    /// so that only the former are looked for.
+    /// so that only the former are looked for; but while they are being made, the set's own may go before the others are
+    /// there.
     async fn ensure(&self, deadline: Duration) -> Result<(), RunError> {
         let jumps = self.jumps();
         let mut is_complete = true;
@@ -203,11 +220,6 @@ impl RuleSet {
         if is_complete {
             return Ok(());
         }
-        tracing::info!(
-            network = self.network,
-            subnet = self.subnet,
-            "making the rules of the bridge's subnet"
-        );
         let chain = self.chain();
         let own = chain.as_str();
         for (table, chain) in [(NAT, own), (FILTER, own), (FILTER, CNI_FORWARD), (FILTER, CNI_ADMIN)] {
@@ -219,6 +231,12 @@ impl RuleSet {
                 self.run(&rule.arguments(verb, deadline), deadline).await?;
             }
         }
+        for rule in &self.own_rules() {
+            if !self.has(rule, deadline).await? {
+                return Err(RunError::new("somebody else has removed rules meanwhile".to_owned()));
+            }
+        }
+        tracing::info!(network = self.network, subnet = self.subnet, "made the rules of the bridge's subnet");
         Ok(())
     }
 
@@ -357,28 +375,24 @@ mod tests {
         let path = |name: &str| directory.path().join(name);
         let filter =
             PacketFilter::new(vec![path("none"), path("sbin")], vec![path("firewalld")], Duration::ZERO);
-        let network = |bridge: &str, subnets: &[&str]| DefaultNetwork {
-            name: "own".to_owned(),
-            bridge: bridge.to_owned(),
-            subnets: subnets.iter().map(|&subnet| subnet.to_owned()).collect(),
-            addresses: Vec::new(),
-            hairpin: false,
-            leases: path("leases"),
+        let sets = async |bridge: &str, subnets: &[&str]| {
+            let subnets: Vec<_> = subnets.iter().map(|&subnet| subnet.to_owned()).collect();
+            filter.sets("own", bridge, &subnets).await.unwrap()
         };
-        let (one, two) = (network("own0", &["10.9.0.0/24"]), network("own0", &["10.9.0.0/24", "fd00::/64"]));
+        let (one, two) = (&["10.9.0.0/24"][..], &["10.9.0.0/24", "fd00::/64"][..]);
         std::fs::create_dir(path("sbin")).unwrap();
-        assert_eq!(filter.sets(&one).await, []);
+        assert_eq!(sets("own0", one).await, []);
         std::fs::write(path("sbin/iptables"), "").unwrap();
         let program = path("sbin/iptables");
-        assert_eq!(filter.sets(&one).await, [RuleSet { program, ..set("own", "own0", "10.9.0.0/24") }]);
-        assert_eq!(filter.sets(&two).await, [], "there is no ip6tables");
+        assert_eq!(sets("own0", one).await, [RuleSet { program, ..set("own", "own0", "10.9.0.0/24") }]);
+        assert_eq!(sets("own0", two).await, [], "there is no ip6tables");
         std::fs::write(path("sbin/ip6tables"), "").unwrap();
-        let programs: Vec<_> = filter.sets(&two).await.into_iter().map(|set| set.program).collect();
+        let programs: Vec<_> = sets("own0", two).await.into_iter().map(|set| set.program).collect();
         assert_eq!(programs, [path("sbin/iptables"), path("sbin/ip6tables")]);
         for bridge in ["-x", "own+", "a b"] {
-            assert_eq!(filter.sets(&network(bridge, &["10.9.0.0/24"])).await, [], "{bridge}");
+            assert_eq!(sets(bridge, one).await, [], "{bridge}");
         }
         std::fs::write(path("firewalld"), "").unwrap();
-        assert_eq!(filter.sets(&one).await, []);
+        assert_eq!(sets("own0", one).await, []);
     }
 }

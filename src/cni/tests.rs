@@ -626,7 +626,7 @@ async fn the_built_in_network_has_rules_of_its_own_where_it_can() {
 async fn rules_that_somebody_has_removed_are_made_anew() {
     let fixture = Fixture::new("1.0.0", &[("one", ANSWER)]);
     fixture.iptables("");
-    let sets = fixture.cni.packet_filter.sets(&fixture.cni.default).await;
+    let sets = fixture.cni.default.rule_sets(&fixture.cni.packet_filter).await.unwrap();
     let ensure = async || fixture.cni.packet_filter.ensure(&sets, DEADLINE).await.unwrap();
     let in_order = || {
         let mut rules = fixture.rules();
@@ -691,7 +691,7 @@ async fn rules_are_made_once_beside_others_that_change_them() {
     for script in [String::new()].iter().chain(&passing) {
         let fixture = Fixture::new("1.0.0", &[("one", ANSWER)]);
         fixture.iptables(script);
-        let sets = fixture.cni.packet_filter.sets(&fixture.cni.default).await;
+        let sets = fixture.cni.default.rule_sets(&fixture.cni.packet_filter).await.unwrap();
         fixture.cni.packet_filter.ensure(&sets, DEADLINE).await.unwrap();
         assert_eq!(fixture.path("failed").exists(), !script.is_empty());
         let mut rules = fixture.rules();
@@ -705,7 +705,7 @@ async fn rules_are_looked_for_by_one_caller_at_a_time_and_not_by_each() {
     let fixture = Fixture::new("1.0.0", &[("one", ANSWER)]);
     fixture.iptables("");
     let filter = PacketFilter::new(vec![fixture.path("sbin")], Vec::new(), Duration::from_secs(3600));
-    let sets = filter.sets(&fixture.cni.default).await;
+    let sets = fixture.cni.default.rule_sets(&filter).await.unwrap();
     let callers = (0..5).map(|_| filter.ensure(&sets, DEADLINE));
     futures::future::join_all(callers).await.into_iter().for_each(|ensured| ensured.unwrap());
     let commands = fs::read_to_string(fixture.path("commands")).unwrap();

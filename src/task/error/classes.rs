@@ -311,6 +311,7 @@ mod tests {
             portless if portless.contains("could not set bridge's mac") => {
                 vec![plugin_says(Some(999), false, "could not set bridge's mac: invalid argument")]
             }
+            "`iptables` can't make the rules of the bridge" => vec![plugin(Some(11), false)],
             "a CNI plugin fails for another reason" => vec![plugin(Some(7), false), plugin(None, false)],
             "AppArmor's parser is late, ends by a signal or for a lack of memory, or is gone" => {
                 vec![parser(true)]
@@ -340,7 +341,7 @@ mod tests {
     #[test]
     fn errors_are_classified_as_documented() {
         let table = table();
-        assert_eq!(table.len(), 23);
+        assert_eq!(table.len(), 24);
         for (row, again) in table {
             for error in failures(&row) {
                 assert_eq!(matches!(error, Error::Transient(_)), again, "{row}: {error:?}");

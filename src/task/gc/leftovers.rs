@@ -35,6 +35,7 @@ impl Tasks {
         tokio::spawn(Arc::clone(self).reap_orphans(settings.clone()));
         tokio::spawn(Arc::clone(self).collect_images(settings.clone()));
         tokio::spawn(Arc::clone(self).tell_of_missing_shims(settings.clone()));
+        tokio::spawn(Arc::clone(self).keep_rules(settings.clone()));
         let tasks = Arc::clone(self);
         tokio::spawn(async move {
             let mut state = SweepState::default();
@@ -47,6 +48,17 @@ impl Tasks {
                 }
             }
         });
+    }
+
+    /// Makes the rules of the built-in network that somebody has removed from under running tasks.
+    async fn keep_rules(self: Arc<Self>, mut settings: watch::Receiver<Option<Arc<Settings>>>) {
+        let mut reported = None;
+        while let Some(current) = self.own_settings(&mut settings).await {
+            reported = mend_rules(&current, reported.take()).await;
+            if let Ok(Err(_)) = tokio::time::timeout(PERIOD, settings.changed()).await {
+                return;
+            }
+        }
     }
 
     /// Warns, once for each configuration, of options for shims that are not on this host.
@@ -84,7 +96,6 @@ impl Tasks {
         }
         state.reported = reported;
         self.sweep_group_networks(settings).await;
-        state.unruled = mend_rules(settings, state.unruled.take()).await;
         if state.collected.is_none_or(|at| at.elapsed() > COLLECTION) {
             state.collected = Some(Instant::now());
             collect_addresses(settings).await;
@@ -98,8 +109,6 @@ impl Tasks {
 struct SweepState {
     /// Last error of each container that can't be taken down.
     reported: HashMap<String, String>,
-    /// Error of the last look at the rules of the built-in network.
-    unruled: Option<String>,
     /// Time of the last collection of addresses.
     collected: Option<Instant>,
 }
