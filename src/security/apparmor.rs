@@ -17,6 +17,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use super::{Confined, ConfinementError};
 use crate::config::{Security, SecurityPolicy};
@@ -44,6 +45,9 @@ const LABEL: &str = "/proc/self/attr/current";
 const ABI: &str = "/etc/apparmor.d/abi/3.0";
 /// Variable that tells a program in a container of most kinds that it is in one.
 const CONTAINER: &str = "container";
+
+/// Maximum time that an exec waits for the profile, which its task has.
+const EXEC_LIMIT: Duration = Duration::from_secs(30);
 
 /// Whether this process has loaded the profile. One that is there already may be of another version of the driver.
 static IS_CURRENT: AtomicBool = AtomicBool::new(false);
@@ -114,7 +118,8 @@ pub(super) fn names(list: &str) -> Vec<String> {
 
 /// Returns the profile of a task, which is to be loaded first if it is [`OWN`]. `shares_kernel` says whether the task's
 /// processes are processes of the host. Where the driver can't load its own profile, a task whose job names none has none,
-/// as under docker. A privileged one is freed from what the runtime and the agent have. `unconfined` is accepted on a host without AppArmor, which confines nothing.
+/// as under docker. A privileged one is freed from what the runtime and the agent have. On a host without AppArmor, which
+/// confines nothing, `unconfined` is accepted, and the name of docker's profile where tasks have one by default.
 ///
 /// # Errors
 /// If the job names a profile that is not there.
@@ -138,6 +143,7 @@ pub(super) fn profile_of(
     let Some(host) = host else {
         return match name {
             UNCONFINED => Ok(None),
+            DOCKERS if security_policy.apparmor => Ok(None),
             _ => refused("AppArmor is not enabled on this host; leave the option out, or set \"unconfined\""),
         };
     };
@@ -176,19 +182,33 @@ pub(crate) async fn by_default(
 /// same time, one loads it.
 ///
 /// # Errors
-/// If it can't be loaded.
+/// If it can't be loaded, or for an exec not in time.
 pub(super) async fn load_own(process: Confined) -> Result<(), ConfinementError> {
-    match parser_needed_by(process).await? {
-        Some(program) => LOADS.run(&program, load_missing(process)).await,
-        None => Ok(()),
+    let load = async {
+        match parser_needed_by(process).await? {
+            Some(program) => LOADS.run(&program, load_missing(process)).await,
+            None => Ok(()),
+        }
+    };
+    match process {
+        Confined::Task => load.await,
+        Confined::Exec => tokio::time::timeout(EXEC_LIMIT, load).await.unwrap_or_else(|_| {
+            Err(not_loaded(format!("the profile {OWN} was not loaded within {} s", EXEC_LIMIT.as_secs())))
+        }),
     }
+}
+
+/// Returns the error for a profile that another try may find loaded.
+fn not_loaded(why: String) -> ConfinementError {
+    ConfinementError::AppArmor { program: Path::new("/").join(PARSERS[0]), why, transient: true }
 }
 
 /// Returns the program that has to load the driver's own profile. `None` if the profile is there.
 async fn parser_needed_by(process: Confined) -> Result<Option<PathBuf>, ConfinementError> {
     let lacks_it = |host: &AppArmor| host.lacks_own(process, IS_CURRENT.load(Ordering::Acquire));
     let parser = look().await?.filter(lacks_it).map(|host| host.parser);
-    parser.transpose().map_err(|why| ConfinementError::value(OPTION, OWN, why))
+    // It was there when the profile was chosen, such as before an update that replaces it.
+    parser.transpose().map_err(|why| not_loaded(why.to_owned()))
 }
 
 async fn load_missing(process: Confined) -> Result<(), ConfinementError> {
@@ -324,6 +344,9 @@ mod tests {
             let error = profile("other", host).unwrap_err().to_string();
             assert!(error.contains("apparmor_profile") && error.contains(word), "{error}");
         }
+        let dockers = |apparmor| profile_of(&named(DOCKERS), &policy(apparmor), None, true);
+        assert_eq!(dockers(true).unwrap(), None, "docker takes it where AppArmor is off");
+        dockers(false).unwrap_err();
         assert_eq!(profile(OWN, Some(&mine)).unwrap().as_deref(), Some(OWN), "it is loaded then");
         profile(OWN, Some(&host(Some(&["mine"]), false))).unwrap_err();
     }

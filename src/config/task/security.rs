@@ -99,7 +99,16 @@ impl Raw {
             .filter(|path| !path.is_empty())
             .map(|path| profile("seccomp_profile", path))
             .transpose()?;
-        let apparmor_profile = apparmor_profile.filter(|name| !name.is_empty());
+        let apparmor_profile =
+            one("apparmor_profile", apparmor_profile.filter(|name| !name.is_empty()), opt.apparmor)?.filter(
+                |_| {
+                    let is_idle = driver.is_docker() && privileged == Some(true);
+                    if is_idle {
+                        warnings.add("apparmor_profile", "a privileged task is unconfined, as under docker");
+                    }
+                    !is_idle
+                },
+            );
         let (seccomp, seccomp_profile) = match opt.seccomp {
             None => (seccomp, seccomp_profile),
             Some(_) if seccomp.is_some() => return Err(set_twice("seccomp")),
@@ -117,7 +126,7 @@ impl Raw {
             cap_drop,
             seccomp,
             seccomp_profile,
-            apparmor_profile: one("apparmor_profile", apparmor_profile, opt.apparmor)?,
+            apparmor_profile,
             system_paths_unconfined: opt.system_paths_unconfined,
         })
     }
@@ -247,6 +256,25 @@ mod tests {
         );
         assert_eq!(dropped(DriverName::Docker, &options(false)), (all(), vec![]));
         assert_eq!(dropped(DriverName::ContainerdDriver, &options(true)), (all(), vec![]));
+    }
+
+    #[test]
+    fn a_privileged_task_is_unconfined_under_dockers_name_whatever_profile_it_names() {
+        let named = |driver, options: &Value| {
+            let options = TaskOptions::decode(driver, &rmp_serde::to_vec_named(options).unwrap()).unwrap();
+            (options.security.apparmor_profile, options.warnings.options())
+        };
+        for option in [json!({"apparmor_profile": "mine"}), json!({"security_opt": ["apparmor=mine"]})] {
+            let options = |privileged: bool| {
+                let mut options = json!({"image": "redis", "privileged": privileged});
+                options.as_object_mut().unwrap().extend(option.as_object().unwrap().clone());
+                options
+            };
+            let mine = || Some("mine".to_owned());
+            assert_eq!(named(DriverName::Docker, &options(true)), (None, vec!["apparmor_profile"]));
+            assert_eq!(named(DriverName::Docker, &options(false)), (mine(), vec![]));
+            assert_eq!(named(DriverName::ContainerdDriver, &options(true)), (mine(), vec![]));
+        }
     }
 
     #[test]

@@ -19,7 +19,7 @@ struct Failure {
     transient: bool,
 }
 
-/// LoadQueue of loads.
+/// The loads under way.
 #[derive(Debug)]
 pub(super) struct LoadQueue {
     free: Semaphore,
@@ -75,7 +75,7 @@ mod tests {
 
     const PARSER: &str = "/sbin/apparmor_parser";
 
-    /// Runs three loads at once, of which each ends so, and requeue their outcomes and the number that ran.
+    /// Runs three loads at once, of which each ends so, and returns their outcomes and the number that ran.
     async fn three_at_once(fails: bool) -> (Vec<Result<(), ConfinementError>>, usize) {
         let (queue, ran) = (LoadQueue::new(), AtomicUsize::new(0));
         let load = async || {

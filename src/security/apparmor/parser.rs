@@ -38,12 +38,13 @@ pub(super) async fn load(program: &Path, profile: &str) -> Result<(), Confinemen
     // It has just been there: an update replaces it, or the next look decides without it.
     let is_transient = |error: &io::Error| is_transient(error) || error.kind() == ErrorKind::NotFound;
     let unrunnable = |error: io::Error| failed(format!("it can't be run: {error}"), is_transient(&error));
-    let (mut group, mut child) = process_group::spawn(command(program)).await.map_err(unrunnable)?;
-    let ended = tokio::time::timeout(TIMEOUT, exchange(&mut child, profile)).await;
-    if let Ok(Ok(_)) = ended {
+    let run = async {
+        let (mut group, mut child) = process_group::spawn(command(program)).await?;
+        let ended = exchange(&mut child, profile).await?;
         group.ended();
-    }
-    match ended {
+        Ok(ended)
+    };
+    match tokio::time::timeout(TIMEOUT, run).await {
         Ok(Ok((status, _))) if status.success() => Ok(()),
         Ok(Ok((status, words))) => {
             let words = quoted(&words);
