@@ -43,7 +43,7 @@ const fn explained(
 const ANY: &str = "*";
 
 /// All explained differences.
-pub const ALL: [Explained; 30] = [
+pub const ALL: [Explained; 32] = [
     explained(
         // A cgroup namespace of the task's own is made before it gets there.
         &["groups/cpuset"],
@@ -65,6 +65,17 @@ pub const ALL: [Explained; 30] = [
         "Exit Code: *",
         ["the text of a failure's event", "has the cause in docker's words as well", "has the exit code"],
         "an external driver can't tell a text; the code, the signal and the kill for memory are the same",
+    ),
+    explained(
+        &["end/oom_killed"],
+        "false",
+        "true",
+        [
+            "whether the kernel has killed for memory",
+            "by an event that may come too late",
+            "by the kernel's count",
+        ],
+        "it is told each time",
     ),
     explained(
         &["end/signal"],
@@ -101,6 +112,18 @@ pub const ALL: [Explained; 30] = [
             "unmasks paths",
         ],
         "the option does what its name says",
+    ),
+    explained(
+        // opencontainers/runc#4195.
+        &["limits/Max open files"],
+        "* 4096",
+        "* 4096",
+        [
+            "the soft limit of open files that a job sets, in a command",
+            "now and then the hard limit",
+            "now and then the hard limit",
+        ],
+        "runc 1.1.5 sets it while Go's own start in the new process may raise it",
     ),
     explained(
         &["env/TERM"],
