@@ -49,7 +49,7 @@ const CASES: &[&str] = &[
     "wait: a destroy tells",
 ];
 /// Time after which the guest is turned off.
-const LIMIT: Duration = Duration::from_secs(900);
+const LIMIT: Duration = Duration::from_secs(1500);
 const MEMORY: &str = "3G";
 const INIT: &str = include_str!("init");
 /// Kernel module that the guest loads. All others that it needs are built into the kernel.
