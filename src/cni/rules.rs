@@ -1,6 +1,7 @@
 //! The packet filter's rules of the built-in network: one set for each of its subnets, by which tasks reach other
 //! networks. A set is made with the first task, stays, and is made anew once somebody has removed it: at a start, and
-//! while a task is on the network. Where the driver can't make it, as where firewalld is, the CNI plugins make rules for each task.
+//! while a task is on the network. Where the driver can't make it, as where firewalld is, the CNI plugins make rules for
+//! each task.
 //!
 //! A set has a chain of its own in two tables, by a name of its own: neither another plugin's network nor an earlier
 //! subnet, on which tasks may still be, is touched by it. Its other rules are those that the `firewall` plugin makes for
@@ -209,8 +210,7 @@ impl RuleSet {
     }
 
     /// Makes the rules that are missing. Whatever removes rules removes those that lead to the set's own ones as well,
-    /// so that only the former are looked for; but while they are being made, the set's own may go before the others are
-    /// there.
+    /// so that only the former are looked for.
     async fn ensure(&self, deadline: Duration) -> Result<(), RunError> {
         let jumps = self.jumps();
         let mut is_complete = true;
@@ -221,19 +221,16 @@ impl RuleSet {
             return Ok(());
         }
         let chain = self.chain();
-        let own = chain.as_str();
-        for (table, chain) in [(NAT, own), (FILTER, own), (FILTER, CNI_FORWARD), (FILTER, CNI_ADMIN)] {
+        for (table, chain) in [(NAT, &*chain), (FILTER, &*chain), (FILTER, CNI_FORWARD), (FILTER, CNI_ADMIN)]
+        {
             self.make_chain(table, chain, deadline).await?;
         }
-        for rule in self.own_rules().iter().chain(&jumps) {
+        let own = self.own_rules();
+        // Its own ones twice: until those that lead there are made, a flush of the table would take its own alone.
+        for rule in own.iter().chain(&jumps).chain(&own) {
             if !self.has(rule, deadline).await? {
                 let verb = if rule.is_first { "-I" } else { "-A" };
                 self.run(&rule.arguments(verb, deadline), deadline).await?;
-            }
-        }
-        for rule in &self.own_rules() {
-            if !self.has(rule, deadline).await? {
-                return Err(RunError::new("somebody else has removed rules meanwhile".to_owned()));
             }
         }
         tracing::info!(network = self.network, subnet = self.subnet, "made the rules of the bridge's subnet");
