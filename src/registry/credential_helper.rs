@@ -12,7 +12,6 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use serde::Deserialize;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
 
 use super::credentials::Credentials;
@@ -75,27 +74,11 @@ fn command(program: &str, env: &[String]) -> Command {
     command
 }
 
-/// Returns whether the helper succeeded, and its stdout and stderr. It is waited for last: after an error it still
-/// exists, to be killed.
+/// Returns whether the helper succeeded, and its stdout and stderr.
 async fn exchange(child: &mut Child, server: &str) -> std::io::Result<(bool, String, String)> {
-    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-    let write_server = async {
-        if let Some(mut stdin) = stdin {
-            // Fails if the helper has closed its stdin unread, which it may.
-            let _ = stdin.write_all(server.as_bytes()).await;
-        }
-    };
-    let ((), out, err) = tokio::join!(write_server, read_bounded(stdout), read_bounded(stderr));
-    let (out, err) = (out?, err?);
-    Ok((child.wait().await?.success(), out, err))
-}
-
-async fn read_bounded(pipe: Option<impl tokio::io::AsyncRead + Unpin>) -> std::io::Result<String> {
-    let mut bytes = Vec::new();
-    if let Some(pipe) = pipe {
-        pipe.take(ANSWER_LIMIT_BYTES).read_to_end(&mut bytes).await?;
-    }
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+    let (status, out, err) = process_group::exchange(child, server.as_bytes(), ANSWER_LIMIT_BYTES).await?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Ok((status.success(), text(&out), text(&err)))
 }
 
 /// Interprets what a helper has printed. One that fails may just have no credentials for the registry.

@@ -9,11 +9,10 @@
 
 use std::io::{self, ErrorKind};
 use std::path::Path;
-use std::process::{ExitStatus, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::process::{Child, Command};
+use tokio::process::Command;
 
 use crate::security::ConfinementError;
 use crate::sys::os_error::{is_transient, reports_transient};
@@ -40,13 +39,13 @@ pub(super) async fn load(program: &Path, profile: &str) -> Result<(), Confinemen
     let unrunnable = |error: io::Error| failed(format!("it can't be run: {error}"), is_transient(&error));
     let run = async {
         let (mut group, mut child) = process_group::spawn(command(program)).await?;
-        let ended = exchange(&mut child, profile).await?;
+        let ended = process_group::exchange(&mut child, profile.as_bytes(), OUTPUT_LIMIT_BYTES).await?;
         group.ended();
         Ok(ended)
     };
     match tokio::time::timeout(TIMEOUT, run).await {
-        Ok(Ok((status, _))) if status.success() => Ok(()),
-        Ok(Ok((status, words))) => {
+        Ok(Ok((status, ..))) if status.success() => Ok(()),
+        Ok(Ok((status, _, words))) => {
             let words = quoted(&words);
             let transient = status.code().is_none() || tells_of_shortage(&words);
             Err(failed(format!("{status}{words}"), transient))
@@ -69,27 +68,6 @@ fn command(program: &Path) -> Command {
         .kill_on_drop(true);
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
     command
-}
-
-/// Returns the parser's exit status and what it printed on its stderr. It is waited for last: after an error it still
-/// exists, to be killed.
-async fn exchange(child: &mut Child, profile: &str) -> io::Result<(ExitStatus, Vec<u8>)> {
-    let (stdin, stderr) = (child.stdin.take(), child.stderr.take());
-    let write = async {
-        if let Some(mut stdin) = stdin {
-            // Fails if the parser has ended before, and then says why.
-            let _ = stdin.write_all(profile.as_bytes()).await;
-        }
-    };
-    let read = async {
-        let mut words = Vec::new();
-        if let Some(stderr) = stderr {
-            stderr.take(OUTPUT_LIMIT_BYTES).read_to_end(&mut words).await?;
-        }
-        Ok::<_, io::Error>(words)
-    };
-    let ((), words) = tokio::join!(write, read);
-    Ok((child.wait().await?, words?))
 }
 
 /// Returns whether the parser has failed for a lack of memory, or for another error that may pass.
