@@ -81,12 +81,17 @@ impl Raw {
         let opt = SecurityOpt::decode(security_opt)?;
         let cap_add = CapabilityList::decode("cap_add", cap_add)?;
         let mut cap_drop = CapabilityList::decode("cap_drop", cap_drop)?;
-        if driver.is_docker() && privileged == Some(true) && !cap_drop.is_empty() {
-            warnings.add(
-                "cap_drop",
-                "a privileged task has all capabilities, as under docker: leave out privileged",
-            );
-            cap_drop = CapabilityList::default();
+        let apparmor_profile = apparmor_profile.filter(|name| !name.is_empty());
+        let mut apparmor_profile = one("apparmor_profile", apparmor_profile, opt.apparmor)?;
+        // docker gives a privileged task all.
+        if driver.is_docker() && privileged == Some(true) {
+            if !std::mem::take(&mut cap_drop).is_empty() {
+                let why = "a privileged task has all capabilities, as under docker: leave out privileged";
+                warnings.add("cap_drop", why);
+            }
+            if apparmor_profile.take().is_some() {
+                warnings.add("apparmor_profile", "a privileged task is unconfined, as under docker");
+            }
         }
         if cap_add.all && cap_drop.all {
             return Err(value(
@@ -99,16 +104,6 @@ impl Raw {
             .filter(|path| !path.is_empty())
             .map(|path| profile("seccomp_profile", path))
             .transpose()?;
-        let apparmor_profile =
-            one("apparmor_profile", apparmor_profile.filter(|name| !name.is_empty()), opt.apparmor)?.filter(
-                |_| {
-                    let is_idle = driver.is_docker() && privileged == Some(true);
-                    if is_idle {
-                        warnings.add("apparmor_profile", "a privileged task is unconfined, as under docker");
-                    }
-                    !is_idle
-                },
-            );
         let (seccomp, seccomp_profile) = match opt.seccomp {
             None => (seccomp, seccomp_profile),
             Some(_) if seccomp.is_some() => return Err(set_twice("seccomp")),
@@ -217,8 +212,7 @@ mod tests {
 
     use super::*;
     use crate::config::capabilities::tests::list;
-    use crate::config::task::TaskOptions;
-    use crate::config::task::tests::{decode, refusal};
+    use crate::config::task::tests::{decode, decode_as, refusal};
 
     fn security_policy() -> SecurityPolicy {
         SecurityPolicy {
@@ -244,7 +238,7 @@ mod tests {
     #[test]
     fn a_privileged_task_drops_no_capability_under_dockers_name() {
         let dropped = |driver, options: &Value| {
-            let options = TaskOptions::decode(driver, &rmp_serde::to_vec_named(options).unwrap()).unwrap();
+            let options = decode_as(driver, options).unwrap();
             (options.security.cap_drop, options.warnings.options())
         };
         let options =
@@ -261,7 +255,7 @@ mod tests {
     #[test]
     fn a_privileged_task_is_unconfined_under_dockers_name_whatever_profile_it_names() {
         let named = |driver, options: &Value| {
-            let options = TaskOptions::decode(driver, &rmp_serde::to_vec_named(options).unwrap()).unwrap();
+            let options = decode_as(driver, options).unwrap();
             (options.security.apparmor_profile, options.warnings.options())
         };
         for option in [json!({"apparmor_profile": "mine"}), json!({"security_opt": ["apparmor=mine"]})] {
