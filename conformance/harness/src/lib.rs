@@ -10,6 +10,7 @@
 )]
 
 pub mod agent;
+pub mod apparmor;
 pub mod context;
 pub mod environment;
 pub mod fixture;

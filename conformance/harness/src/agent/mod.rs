@@ -26,9 +26,9 @@ use nix::unistd::Pid;
 
 pub use allocation::{Allocation, Ended};
 pub use client::Client;
-use client::READY;
 use config::Ports;
 pub use config::{Consul, Mode, Networks, Place, Setup};
+use server::until_it_leads;
 pub use server::{Heartbeats, Server};
 pub use tasks::{SHELL, eventually};
 
@@ -153,13 +153,7 @@ impl Agent {
     fn launch_server(&mut self) -> Result<()> {
         let log = self.setup.directory.join("server.log");
         self.server = Some(self.spawn("server.hcl", &log)?);
-        let (server, client) = (&mut self.server, &self.client);
-        let leads = || {
-            ensure!(server.as_mut().is_some_and(Process::runs), "the server ended while it started");
-            Ok(client.server_has_keys())
-        };
-        poll("server with a leader", READY, leads)
-            .with_context(|| format!("the server's log ends:\n{}", tail(&log, 20)))
+        until_it_leads(&mut self.server, &self.client, &log)
     }
 
     /// Starts the agent again after [`Self::stop`] or [`Self::kill`], and waits as [`Self::start`] does.

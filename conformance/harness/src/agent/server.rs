@@ -33,6 +33,19 @@ pub struct Server {
     leaks: Arc<AgentLeaks>,
 }
 
+/// Waits until a server that was launched leads, and so can be asked.
+///
+/// # Errors
+/// Fails if it ends instead, or doesn't come to lead, with the end of its log.
+pub(super) fn until_it_leads(server: &mut Option<Process>, client: &Client, log: &Path) -> Result<()> {
+    let leads = || {
+        ensure!(server.as_mut().is_some_and(Process::runs), "the server ended while it started");
+        Ok(client.server_has_keys())
+    };
+    poll("server with a leader", READY, leads)
+        .with_context(|| format!("the server's log ends:\n{}", tail(log, 20)))
+}
+
 impl Server {
     /// Starts a server that keeps all it writes in a directory, and waits until clients can register.
     ///
@@ -54,13 +67,7 @@ impl Server {
         let http = format!("{address}:{}", ports.http);
         let client = Client::at(nomad.to_owned(), http.clone(), http);
         let mut server = Self { address: address.to_owned(), ports, client, process, leaks };
-        let (process, client) = (&mut server.process, &server.client);
-        let leads = || {
-            ensure!(process.as_mut().is_some_and(Process::runs), "the server ended while it started");
-            Ok(client.server_has_keys())
-        };
-        poll("server with a leader", READY, leads)
-            .with_context(|| format!("the server's log ends:\n{}", tail(&log, 20)))?;
+        until_it_leads(&mut server.process, &server.client, &log)?;
         Ok(server)
     }
 

@@ -14,7 +14,7 @@ use crate::environment::TestEnvironment;
 use crate::fixture::containerd::DOCKERS_NAMESPACE;
 use crate::fixture::network::{Bridge, NodeLink, within};
 use crate::fixture::process::{output, tail};
-use crate::fixture::programs::name_of;
+use crate::fixture::programs::copied;
 use crate::fixture::{Containerd, Dockerd, DockerdSetup, Form, Programs, Registry, RegistrySettings};
 use crate::leaks::census::{Census, daemon};
 use crate::leaks::report::LeakCheck;
@@ -192,9 +192,7 @@ impl<'a> DockerCluster<'a> {
             return Ok((self.nomad.clone(), programs.clone()));
         }
         let programs = programs.copied_to(directory)?;
-        let nomad = directory.join(name_of(&self.nomad));
-        fs::copy(&self.nomad, &nomad).with_context(|| format!("copy {}", self.nomad.display()))?;
-        Ok((nomad, programs))
+        Ok((copied(&self.nomad, directory)?, programs))
     }
 
     /// Has this driver speak plain http with the registry.

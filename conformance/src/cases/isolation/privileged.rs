@@ -4,6 +4,7 @@
 use std::os::unix::fs::FileTypeExt;
 
 use anyhow::{Context, Result, bail, ensure};
+use harness::apparmor;
 use harness::context::CaseContext;
 use harness::host::Plugin;
 use harness::host::cgroup::is_v2;
@@ -122,12 +123,8 @@ async fn the_systems_paths_are_as_the_kernel_has_them_where_the_job_says_so(
     Ok(())
 }
 
-fn apparmor_is_enabled() -> bool {
-    std::fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|word| word.starts_with('Y'))
-}
-
 async fn an_apparmor_profile_that_can_not_be_is_refused(case: &CaseContext) -> Result<()> {
-    let why = if apparmor_is_enabled() { "apparmor_parser" } else { "AppArmor is not enabled" };
+    let why = if apparmor::is_enabled() { "apparmor_parser" } else { "AppArmor is not enabled" };
     let mut plugin = case.plugin().await?;
     for (option, value) in [
         ("apparmor_profile", json!("no-such-profile")),
@@ -166,7 +163,7 @@ async fn a_task_has_the_drivers_apparmor_profile_where_the_host_can_load_it(
         None => None,
         other => bail!("the attribute is {other:?}"),
     };
-    ensure!(shown.is_some() == apparmor_is_enabled(), "the node shows {shown:?}");
+    ensure!(shown.is_some() == apparmor::is_enabled(), "the node shows {shown:?}");
     let script = "cat /proc/self/attr/current 2>/dev/null; true";
     let task = case.run(&plugin, &case.shell(script)).await?;
     let output = task.stdout(&plugin).await?;

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context as _, Result, bail, ensure};
 use cost::Look;
 use harness::agent::{Allocation, poll};
+use harness::apparmor;
 use harness::fixture::process::output;
 use harness::host::cgroup::is_v2;
 use harness::interrupt::check;
@@ -125,12 +126,8 @@ fn machine(directory: &Path) -> Result<String> {
         available_parallelism()?,
         if is_v2() { "v2" } else { "v1" },
         system.trim(),
-        if has_apparmor() { "on (each side has its default profile)" } else { "off" }
+        if apparmor::is_enabled() { "on (each side has its default profile)" } else { "off" }
     ))
-}
-
-fn has_apparmor() -> bool {
-    fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|word| word.starts_with('Y'))
 }
 
 /// Returns the kind of a build by cargo's directory of it: `debug` or `release`.
