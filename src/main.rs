@@ -38,6 +38,7 @@ use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 use tokio_stream::wrappers::UnixListenerStream;
+use tokio_util::sync::CancellationToken;
 
 use crate::config::DriverName;
 use crate::driver::Driver;
@@ -104,15 +105,15 @@ fn runtime() -> std::io::Result<Runtime> {
 async fn serve(name: DriverName) -> Result<(), HandshakeError> {
     let (socket, listener) = Socket::bind()?;
     let stop = Arc::new(Notify::new());
-    let ended = Arc::new(Notify::new());
-    let serving = tokio::spawn(run_server(name, listener, Arc::clone(&stop), Arc::clone(&ended)));
+    let ended = CancellationToken::new();
+    let serving = tokio::spawn(run_server(name, listener, Arc::clone(&stop), ended.clone()));
     let interrupts = ignore_interrupts();
     socket.announce()?;
     tokio::select! {
         () = stop.notified() => {}
         () = terminated() => {}
     }
-    ended.notify_one();
+    ended.cancel();
     if tokio::time::timeout(DRAIN, serving).await.is_err() {
         tracing::debug!("the agent still holds streams open; exiting anyway");
     }
@@ -120,7 +121,7 @@ async fn serve(name: DriverName) -> Result<(), HandshakeError> {
     Ok(())
 }
 
-async fn run_server(name: DriverName, listener: UnixListener, stop: Arc<Notify>, ended: Arc<Notify>) {
+async fn run_server(name: DriverName, listener: UnixListener, stop: Arc<Notify>, ended: CancellationToken) {
     let services = Services::new(Arc::clone(&stop));
     let driver = Driver::new(name, stop);
     let agent = driver.agent();
@@ -144,14 +145,17 @@ async fn run_server(name: DriverName, listener: UnixListener, stop: Arc<Notify>,
                 .max_decoding_message_size(MESSAGE_LIMIT_BYTES)
                 .max_encoding_message_size(MESSAGE_LIMIT_BYTES),
         )
-        .serve_with_incoming_shutdown(
-            UnixListenerStream::new(listener),
-            async move { ended.notified().await },
-        )
-        .await;
-    if let Err(error) = served {
-        tracing::error!(%error, "the plugin's server failed");
-    }
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), ended.clone().cancelled_owned());
+    let shut_down = async {
+        ended.cancelled().await;
+        driver.shut_down().await;
+    };
+    let served = async {
+        if let Err(error) = served.await {
+            tracing::error!(%error, "the plugin's server failed");
+        }
+    };
+    tokio::join!(served, shut_down);
 }
 
 /// Ignores SIGINT: Ctrl-C at the agent's terminal reaches the whole process group, but the agent decides when the

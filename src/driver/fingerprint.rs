@@ -16,7 +16,7 @@ use crate::config::{DriverName, PluginConfig};
 use crate::shorten::shorten;
 use crate::sys::error_chain::Chained;
 use crate::sys::open_files::OpenFiles;
-use crate::task::{Settings, Tasks};
+use crate::task::{Settings, Tasks, kept_spares};
 
 /// Interval of health checks.
 const PROBE: Duration = Duration::from_secs(2);
@@ -129,6 +129,7 @@ struct Facts {
     is_privileged_allowed: bool,
     has_volumes: bool,
     pids_limit: Option<i64>,
+    spare_shims: usize,
     runtimes: String,
 }
 
@@ -141,6 +142,7 @@ impl Facts {
             is_privileged_allowed: config.security_policy.allow_privileged,
             has_volumes: config.volumes.enabled,
             pids_limit: config.limits.pids_limit,
+            spare_shims: kept_spares(config),
             ..Self::default()
         }
     }
@@ -156,6 +158,7 @@ impl Facts {
             ("open_files", text(&OpenFiles::now().soft.to_string())),
             ("bridge_network", is_set(self.bridge_network)),
             ("apparmor_profile", self.apparmor_profile.and_then(text)),
+            ("spare_shims", text(&self.spare_shims.to_string())),
         ]
     }
 

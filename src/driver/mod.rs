@@ -59,6 +59,11 @@ impl Driver {
         Arc::clone(&self.agent)
     }
 
+    /// Ends what is of no use without the plugin.
+    pub(crate) async fn shut_down(&self) {
+        self.tasks.end_spares().await;
+    }
+
     pub(crate) fn base_service(&self) -> BasePluginServer<Base> {
         BasePluginServer::from_arc(Arc::clone(&self.base))
     }

@@ -107,6 +107,15 @@ impl Bundle {
         self.touch("log")
     }
 
+    /// Moves the directory, with all that is in it, to where another bundle is to be, which must not be there.
+    ///
+    /// # Errors
+    /// Names the directory that could not be moved or made.
+    pub(super) fn move_to(&self, other: &Self) -> Result<(), Error> {
+        make_private(other.directory.parent().unwrap_or(Path::new("/")))?;
+        fs::rename(&self.directory, &other.directory).map_err(Error::file("move", &self.directory))
+    }
+
     /// Returns whether a task's bundle has lost a file that the task's teardown needs, such as the name of the `runsc`
     /// that the task has. A bundle that is being taken down, or was never whole, has not: it is marked for removal.
     pub(crate) fn lacks_teardown_files(&self, runsc: Option<&str>) -> bool {

@@ -129,13 +129,22 @@ impl LogPaths {
     /// # Errors
     /// Names the pipe that could not be made or opened.
     pub(crate) fn make(&self) -> Result<HeldPipes, Error> {
-        self.pipes().try_for_each(make_pipe)?;
+        self.pipes().try_for_each(make_log_pipe)?;
         let held = self.hold_open()?;
         for pipe in held.pipes() {
             // The default size is enough, too, if the kernel has no more to give.
             let _ = fcntl(pipe, FcntlArg::F_SETPIPE_SZ(LOG_PIPE_BYTES));
         }
         Ok(held)
+    }
+
+    /// Makes the pipes, and opens them for reading. Their size is set by whoever comes to use them ([`Self::make`]).
+    ///
+    /// # Errors
+    /// Names the pipe that could not be made or opened.
+    pub(super) fn make_readers(&self) -> Result<[Option<OwnedFd>; 2], Error> {
+        self.pipes().try_for_each(make_log_pipe)?;
+        self.readers()
     }
 
     /// Opens stdout and stderr for reading, each if it has a pipe, whether or not anybody writes yet.
@@ -190,6 +199,15 @@ impl LogPaths {
 /// Returns the path, unless it is [`DEV_NULL`].
 fn unless_disabled(path: &Path) -> Option<&Path> {
     (path != Path::new(DEV_NULL)).then_some(path)
+}
+
+/// Makes a pipe unless it is there: a shim that was launched ahead has brought it. Whether what is there is a pipe is found
+/// out when it is opened.
+fn make_log_pipe(path: &Path) -> Result<(), Error> {
+    match make_pipe(path) {
+        Err(Error::File { source, .. }) if source.kind() == ErrorKind::AlreadyExists => Ok(()),
+        made => made,
+    }
 }
 
 fn make_pipe(path: &Path) -> Result<(), Error> {

@@ -15,6 +15,7 @@ mod options;
 mod processes;
 mod runtime;
 mod runtime_log;
+mod spare;
 mod staged_mounts;
 mod start_inputs;
 
@@ -39,6 +40,7 @@ pub(crate) use options::CreateOptions;
 pub(crate) use processes::blocking as look_at_processes;
 pub(crate) use runtime::{find_shim, require_program, sets_oom_scores};
 pub(crate) use runtime_log::with_runtime_reason;
+pub(crate) use spare::{Place, Refusal, Spare, end_left_spares};
 pub(crate) use staged_mounts::StagedMount;
 pub(crate) use start_inputs::StartInputs;
 
@@ -169,9 +171,17 @@ impl Error {
     pub(crate) fn is_no_pipe(&self) -> bool {
         match self {
             Self::LogPath { .. } => true,
-            Self::File { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
-            _ => false,
+            _ => self.is_missing_file(),
         }
+    }
+
+    pub(crate) fn is_missing_file(&self) -> bool {
+        matches!(self, Self::File { source, .. } if source.kind() == std::io::ErrorKind::NotFound)
+    }
+
+    /// Returns whether a file could not be moved since the other directory is on another file system.
+    pub(crate) fn crosses_file_systems(&self) -> bool {
+        matches!(self, Self::File { source, .. } if source.kind() == std::io::ErrorKind::CrossesDevices)
     }
 
     /// Returns whether the same may work later: the shim is gone, does not answer or can't be identified, a shim of an

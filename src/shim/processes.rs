@@ -5,7 +5,8 @@
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use shim_protos::Bootstrap;
@@ -19,6 +20,10 @@ use crate::sys::procfs::{self, ProcessId, Stat};
 const SCAN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Interval between checks of whether a shim that was told to end has ended.
 const POLL_INTERVAL: Duration = Duration::from_millis(2);
+/// What the kernel adds to the path of a directory that was removed.
+const REMOVED: &[u8] = b" (deleted)";
+/// Prefix of the id of a shim that was launched ahead of its container.
+pub(super) const SPARE_PREFIX: &str = "spare-";
 /// Maximum length in bytes of the name that the kernel keeps of a process; the rest is cut off.
 const COMM_BYTES: usize = 15;
 
@@ -38,7 +43,7 @@ impl Launcher {
         let (launcher, of, bundle) = (self.clone(), id.to_owned(), bundle.clone());
         let found = blocking(move || {
             let of_said = ProcessId::of(reported_pid);
-            if launcher.is_shim(reported_pid, &of) {
+            if launcher.is_shim(reported_pid, &bundle, &of) {
                 vec![of_said]
             } else {
                 launcher.serving_shims(&bundle, &of)
@@ -76,7 +81,7 @@ impl Launcher {
             let stat = Stat::look(process.pid)?.filter(|stat| !stat.has_ended());
             Ok(stat.and_then(|stat| {
                 let is_it = match process.started_ticks {
-                    0 => launcher.is_shim(process.pid, &id),
+                    0 => launcher.is_shim(process.pid, &bundle, &id),
                     _ => stat.is_of(process),
                 };
                 is_it.then_some(ProcessId { pid: process.pid, started_ticks: stat.started_ticks })
@@ -117,21 +122,28 @@ impl Launcher {
     /// runtime that hangs when nobody waits for it any more.
     pub(crate) async fn kill_stale_shims(&self, bundle: &Bundle, id: &str) {
         let (launcher, of, bundle) = (self.clone(), id.to_owned(), bundle.clone());
-        let killed = blocking(move || {
-            for shim in launcher.shims(&bundle, &of) {
+        let killed = blocking(move || -> Vec<String> {
+            let kill = |shim: ProcessId| {
                 // The process is held before the check of its arguments, so that the process that was checked is the
                 // one that is killed.
-                let Ok(Some(process)) = ProcessHandle::open(shim) else { continue };
-                if launcher.is_shim(shim.pid, &of) {
-                    tracing::warn!(container = of, pid = shim.pid, "killing a stale shim");
-                    let started = procfs::descendants(shim);
-                    process.kill();
-                    started.into_iter().for_each(pidfd::kill);
+                let process = ProcessHandle::open(shim).ok()??;
+                let own = launcher.id_of_shim(shim.pid, &bundle, &of)?;
+                tracing::warn!(container = of, pid = shim.pid, "killing a stale shim");
+                let started = procfs::descendants(shim);
+                process.kill();
+                started.into_iter().for_each(pidfd::kill);
+                Some(own)
+            };
+            launcher.shims(&bundle, &of).into_iter().filter_map(kill).collect()
+        });
+        match killed.await {
+            // The socket's name is made of the id that the shim was launched with.
+            Ok(ids) => {
+                for own in ids.into_iter().filter(|own| own != id) {
+                    self.remove_socket(&own).await;
                 }
             }
-        });
-        if let Err(error) = killed.await {
-            tracing::warn!(container = id, %error, "can't look for stale shims");
+            Err(error) => tracing::warn!(container = id, %error, "can't look for stale shims"),
         }
     }
 
@@ -152,7 +164,7 @@ impl Launcher {
         let binary = bundle.shim_binary().unwrap_or_else(|| self.binary.clone());
         let name = binary.file_name().map(OsStr::as_bytes).unwrap_or_default();
         let found = procfs::all_pids().into_iter().filter(|pid| looks_like_shim(*pid, name, &real));
-        let shims = found.map(ProcessId::of).filter(|process| self.is_shim(process.pid, id));
+        let shims = found.map(ProcessId::of).filter(|process| self.is_shim(process.pid, bundle, id));
         shims.filter(|process| process.is_alive()).collect()
     }
 
@@ -163,11 +175,76 @@ impl Launcher {
         shims
     }
 
-    fn is_shim(&self, pid: i32, id: &str) -> bool {
-        pid > 1
-            && procfs::shares_our_pids(pid)
-            && is_shim_of(&procfs::command_line(pid), &self.namespace, &self.address, id)
+    fn is_shim(&self, pid: i32, bundle: &Bundle, id: &str) -> bool {
+        self.id_of_shim(pid, bundle, id).is_some()
     }
+
+    /// Returns the id that a process was launched with, if it is the shim of a container. A shim that was launched ahead of
+    /// its container has an id of its own in its arguments, and the container's bundle as its working directory.
+    fn id_of_shim(&self, pid: i32, bundle: &Bundle, id: &str) -> Option<String> {
+        if pid <= 1 || !procfs::shares_our_pids(pid) {
+            return None;
+        }
+        let line = procfs::command_line(pid);
+        if shim_id(&line, &self.namespace, &self.address).is_some_and(|of| of == id) {
+            return Some(id.to_owned());
+        }
+        spare_id(&line).filter(|_| works_in(pid, bundle.directory()))
+    }
+}
+
+/// Returns whether a process has this working directory, or has had it, if that was removed, and is none of a container's:
+/// such a one can have any path in a root of its own.
+fn works_in(pid: i32, directory: &Path) -> bool {
+    let cwd = format!("/proc/{pid}/cwd");
+    let Ok(at) = std::fs::metadata(&cwd) else { return false };
+    if !procfs::shares_our_root(pid).unwrap_or(false) {
+        return false;
+    }
+    let is_there =
+        std::fs::metadata(directory).is_ok_and(|there| (at.dev(), at.ino()) == (there.dev(), there.ino()));
+    is_there || (at.nlink() == 0 && removed_directory(pid).is_some_and(|removed| removed == real(directory)))
+}
+
+/// Returns the path that the working directory of a process had before it was removed.
+fn removed_directory(pid: i32) -> Option<PathBuf> {
+    let at = std::fs::read_link(format!("/proc/{pid}/cwd")).ok()?;
+    at.as_os_str().as_bytes().strip_suffix(REMOVED).map(|at| PathBuf::from(OsStr::from_bytes(at)))
+}
+
+/// Resolves the links in a path as far as it exists.
+fn real(path: &Path) -> PathBuf {
+    match (path.canonicalize(), path.parent(), path.file_name()) {
+        (Ok(real), ..) => real,
+        (Err(_), Some(parent), Some(name)) => real(parent).join(name),
+        _ => path.to_owned(),
+    }
+}
+
+/// Kills the spares whose directory was one in this directory, and has been removed. Returns their ids.
+pub(super) async fn end_spares_below(directory: &Path) -> Vec<String> {
+    let directory = directory.to_owned();
+    let kill = move || {
+        let directory = real(&directory);
+        let spare = |pid: i32| {
+            let at = removed_directory(pid).filter(|at| at.parent() == Some(&directory))?;
+            if !procfs::shares_our_pids(pid) || !works_in(pid, &at) {
+                return None;
+            }
+            let process = ProcessHandle::open(ProcessId::of(pid)).ok()??;
+            Some((process, spare_id(&procfs::command_line(pid))?))
+        };
+        let ended =
+            procfs::all_pids().into_iter().filter(|pid| *pid > 1).filter_map(spare).map(|(process, id)| {
+                process.kill();
+                id
+            });
+        ended.collect()
+    };
+    blocking(kill).await.unwrap_or_else(|error| {
+        tracing::warn!(%error, "can't look for spare shims whose directory was removed");
+        Vec::new()
+    })
 }
 
 /// Returns whether a process may be a shim by its name, that of containerd's shims or of `binary`, or by its working
@@ -192,14 +269,25 @@ pub(crate) async fn blocking<T: Send + 'static>(look: impl FnOnce() -> T + Send 
     looked.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?.map_err(io::Error::other)
 }
 
-/// Returns whether a command line is that of the driver's shim for `id`. A shim's process has the arguments that its
+/// Returns the id in a command line that is that of a shim of the driver's. A shim's process has the arguments that its
 /// binary was started with.
-fn is_shim_of(command_line: &[u8], namespace: &str, address: &str, id: &str) -> bool {
-    let words: Vec<&[u8]> = command_line.split(|byte| *byte == 0).collect();
-    let has = |flag: &str, value: &str| {
-        words.windows(2).any(|pair| pair[0] == flag.as_bytes() && pair[1] == value.as_bytes())
-    };
-    has("-namespace", namespace) && has("-address", address) && has("-id", id)
+fn shim_id(command_line: &[u8], namespace: &str, address: &str) -> Option<String> {
+    let is = |flag, value: &str| argument(command_line, flag) == Some(value.as_bytes());
+    let is_ours = is("-namespace", namespace) && is("-address", address);
+    let id = argument(command_line, "-id").filter(|_| is_ours)?;
+    Some(String::from_utf8_lossy(id).into_owned())
+}
+
+/// Returns the id in the command line of a shim that was launched ahead of its container, by whatever configuration.
+fn spare_id(command_line: &[u8]) -> Option<String> {
+    let id = std::str::from_utf8(argument(command_line, "-id")?).ok()?;
+    id.starts_with(SPARE_PREFIX).then(|| id.to_owned())
+}
+
+fn argument<'a>(command_line: &'a [u8], flag: &str) -> Option<&'a [u8]> {
+    let mut words = command_line.split(|byte| *byte == 0);
+    words.find(|word| *word == flag.as_bytes())?;
+    words.next()
 }
 
 #[cfg(test)]
@@ -215,15 +303,50 @@ mod tests {
     fn a_shim_is_recognized_by_namespace_address_and_id() {
         let line =
             b"/usr/bin/containerd-shim-runc-v2\0-namespace\0nomad\0-id\0redis-1\0-address\0/run/ours\0";
-        assert!(is_shim_of(line, "nomad", "/run/ours", "redis-1"));
-        assert!(!is_shim_of(line, "nomad", "/run/ours", "redis-2"));
-        assert!(!is_shim_of(line, "nomad", "/run/containerd/containerd.sock", "redis-1"));
+        let id = |namespace: &str, address: &str| shim_id(line, namespace, address);
+        assert_eq!(id("nomad", "/run/ours").as_deref(), Some("redis-1"));
+        assert_eq!(id("nomad", "/run/containerd/containerd.sock"), None);
+        assert_eq!(id("moby", "/run/ours"), None);
         assert!(
             !is_short_lived(line)
                 && is_short_lived(b"/bin/shim\0-id\0redis-1\0delete\0")
                 && !is_short_lived(b"")
         );
-        assert!(!is_shim_of(b"redis-1\0nomad\0/run/ours\0", "nomad", "/run/ours", "redis-1"));
+        assert_eq!(shim_id(b"redis-1\0nomad\0/run/ours\0", "nomad", "/run/ours"), None);
+    }
+
+    #[tokio::test]
+    async fn a_shim_that_was_launched_ahead_is_known_by_its_working_directory() {
+        let state = tempfile::tempdir().unwrap();
+        let [spare, mine, other] =
+            ["spare-1", "mine", "other"].map(|id| Bundle::at(state.path(), "nomad", id));
+        spare.create(Path::new("/bin/shim")).unwrap();
+        let launcher = launcher("/bin/shim", state.path());
+        let mut command = Command::new("/bin/sh");
+        command.args([
+            "-c",
+            "read line",
+            "shim",
+            "-namespace",
+            "nomad",
+            "-address",
+            "/run/ours",
+            "-id",
+            "spare-1",
+        ]);
+        command.current_dir(spare.directory()).kill_on_drop(true);
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut process = command.spawn().unwrap();
+        let pid = i32::try_from(process.id().unwrap()).unwrap();
+        assert!(!launcher.is_shim(pid, &mine, "mine"));
+        spare.move_to(&mine).unwrap();
+        other.create(Path::new("/bin/shim")).unwrap();
+        assert!(launcher.is_shim(pid, &mine, "mine") && !launcher.is_shim(pid, &other, "other"));
+        assert_eq!(launcher.shims(&mine, "mine").len(), 1);
+        std::fs::remove_dir_all(mine.directory()).unwrap();
+        assert!(launcher.is_shim(pid, &mine, "mine"), "the directory was removed, and may be made anew");
+        drop(process.stdin.take());
+        process.wait().await.unwrap();
     }
 
     #[tokio::test]

@@ -133,6 +133,16 @@ pub(crate) fn shares_our_pids(pid: i32) -> bool {
     namespace("self").is_some_and(|ours| namespace(&pid.to_string()) == Some(ours))
 }
 
+/// Returns whether a process has the plugin's own root. One in a container has another, and any name and arguments.
+///
+/// # Errors
+/// If the process is gone, or can't be looked at.
+pub(crate) fn shares_our_root(pid: i32) -> io::Result<bool> {
+    use std::os::unix::fs::MetadataExt as _;
+    let root = |of: &str| std::fs::metadata(of).map(|root| (root.dev(), root.ino()));
+    Ok(root(&format!("/proc/{pid}/root"))? == root("/")?)
+}
+
 /// Returns the arguments of a process, each followed by a NUL. Empty if there is no such process. Blocks for as long as
 /// the process is stuck with its memory's lock.
 pub(crate) fn command_line(pid: i32) -> Vec<u8> {

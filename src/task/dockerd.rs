@@ -14,7 +14,6 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Read as _};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use nomad_proto::driver as pb;
@@ -135,10 +134,9 @@ async fn look(which: Shims) -> Result<Vec<DockerdContainer>> {
 
 /// Returns the containers of dockerd's. Blocking: not for an async thread.
 fn containers(which: Shims) -> io::Result<Vec<DockerdContainer>> {
-    let own_root = fs::metadata("/")?;
     let mut found = Vec::new();
     for pid in pids()? {
-        match container_of_shim(pid, &own_root, which) {
+        match container_of_shim(pid, which) {
             Ok(container) => found.extend(container),
             // It has ended meanwhile.
             Err(error) if procfs::is_of_no_process(&error) => {}
@@ -158,20 +156,14 @@ fn pids() -> io::Result<Vec<i32>> {
 }
 
 /// Returns the container whose shim a process is, if dockerd has it.
-fn container_of_shim(
-    pid: i32,
-    own_root: &fs::Metadata,
-    which: Shims,
-) -> io::Result<Option<DockerdContainer>> {
+fn container_of_shim(pid: i32, which: Shims) -> io::Result<Option<DockerdContainer>> {
     // The name is read without the lock of the process's memory.
     if !fs::read(format!("/proc/{pid}/comm"))?.starts_with(SHIM) {
         return Ok(None);
     }
     let command_line = procfs::command_line(pid);
     let Some(id) = container_in(&command_line) else { return Ok(None) };
-    // A process in a container can have any name and any arguments, but has another root than the host's.
-    let root = fs::metadata(format!("/proc/{pid}/root"))?;
-    if (root.dev(), root.ino()) != (own_root.dev(), own_root.ino()) || !procfs::shares_our_pids(pid) {
+    if !procfs::shares_our_root(pid)? || !procfs::shares_our_pids(pid) {
         return Ok(None);
     }
     let bundle = fs::read_link(format!("/proc/{pid}/cwd"))?;

@@ -39,6 +39,7 @@ mod runtime;
 mod settings;
 mod signal;
 mod slot;
+mod spares;
 mod start;
 mod state;
 mod stats;
@@ -75,6 +76,8 @@ pub(crate) use network::DriverNetwork;
 pub(crate) use settings::Settings;
 use settings::find_programs;
 use slot::{AtStart, Occupant};
+use spares::Spares;
+pub(crate) use spares::kept as kept_spares;
 use state::DriverState;
 pub(crate) use state::{Exit, Identity, Phase, Started};
 pub(crate) use stats::{Load, Reading};
@@ -185,6 +188,7 @@ pub(crate) struct Tasks {
     log_writers: OnceCell<WriterPool>,
     accounts: user::AccountCache,
     dockerd_containers: DockerdContainers,
+    spares: Spares,
     group_networks: Arc<GroupNetworks>,
 }
 
@@ -204,6 +208,7 @@ impl Tasks {
             log_writers: OnceCell::new(),
             accounts: user::AccountCache::default(),
             dockerd_containers: DockerdContainers::default(),
+            spares: Spares::default(),
             group_networks: Arc::default(),
         }
     }

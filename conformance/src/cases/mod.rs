@@ -78,6 +78,7 @@ pub fn all() -> Vec<Case> {
         logs::driver_logs::cases(),
         logs::driver_log_failures::cases(),
         lifecycle::runtimes::cases(),
+        lifecycle::spares::cases(),
         images::snapshotters::long_cases(),
         images::remote_snapshotters::cases(),
         of_registries(),
@@ -93,10 +94,7 @@ pub fn all() -> Vec<Case> {
         lifecycle::wait::cases(),
         lifecycle::stop::cases(),
         lifecycle::timelines::cases(),
-        exec::streams::cases(),
-        exec::terminal::cases(),
-        exec::ends::cases(),
-        exec::scripts::cases(),
+        of_execs(),
         plugin::bad_input::cases(),
         plugin::docker_words::cases(),
         lifecycle::events::cases(),
@@ -104,6 +102,12 @@ pub fn all() -> Vec<Case> {
     .into_iter()
     .flatten()
     .collect()
+}
+
+/// Returns the cases of commands in a task.
+fn of_execs() -> Vec<Case> {
+    let all = [exec::streams::cases(), exec::terminal::cases(), exec::ends::cases(), exec::scripts::cases()];
+    all.into_iter().flatten().collect()
 }
 
 /// Returns the cases of registries.

@@ -25,6 +25,7 @@ use super::disk::Disk;
 use super::scenario::Scenario;
 use super::system_calls::{OF_CONTAINERD, OF_NETWORK};
 use crate::cases::support::cni_plugins::Plugins;
+use crate::cases::support::spares;
 
 /// Time for which a fault lasts.
 pub const FAULT_TIME: Duration = Duration::from_secs(2);
@@ -44,6 +45,10 @@ pub enum Outside {
     ShimKilled,
     /// All shims of the scenario's task stand still.
     ShimFrozen,
+    /// All spare shims are killed.
+    SparesKilled,
+    /// All spare shims stand still.
+    SparesFrozen,
     /// The sockets of the shims of the scenario's task can't be found.
     ShimUnreachable,
     /// The shim's binary is replaced by one that fails.
@@ -113,6 +118,7 @@ impl Outside {
             Self::AllocDiskFull => object.starts_with("{case}/alloc"),
             Self::ContainerdDiskFull | Self::ContainerdLate => object == OF_CONTAINERD,
             Self::ShimBroken => scenario.starts(),
+            Self::SparesKilled | Self::SparesFrozen => scenario.keeps_spares(),
             Self::AgentForgets => !scenario.is_without_agent() && object.starts_with("socket"),
             _ => true,
         }
@@ -186,6 +192,8 @@ impl Surroundings<'_> {
         match outside {
             Outside::ShimKilled => had_effect = self.signal_shims(Signal::KILL),
             Outside::ShimFrozen => had_effect = self.signal_shims(Signal::STOP),
+            Outside::SparesKilled => had_effect = signal(&spares::all(self.context), Signal::KILL),
+            Outside::SparesFrozen => had_effect = signal(&spares::all(self.context), Signal::STOP),
             Outside::ShimUnreachable => {
                 moved = self
                     .shims()
@@ -257,6 +265,7 @@ impl Surroundings<'_> {
     pub async fn pass(&self, mut under_way: UnderWay, options: &Value) -> Result<bool> {
         match under_way.outside {
             Outside::ShimKilled
+            | Outside::SparesKilled
             | Outside::SnapshotGone
             | Outside::ContentGone
             | Outside::AgentGone
@@ -298,7 +307,7 @@ impl Surroundings<'_> {
         let environment = self.context.environment();
         let containerd = environment.containerd();
         match under_way.outside {
-            Outside::ShimFrozen => drop(self.signal_shims(Signal::CONT)),
+            Outside::ShimFrozen | Outside::SparesFrozen => self.let_shims_go_on(),
             Outside::ContainerdKilled => containerd.start()?,
             Outside::ContainerdFrozen | Outside::ContainerdLate => containerd.resume()?,
             Outside::RegistryKilled => environment.registry().start()?,
@@ -334,7 +343,7 @@ impl Surroundings<'_> {
 
     /// Puts right what a fault has left that was given up in its middle.
     pub fn repair(&self) {
-        self.signal_shims(Signal::CONT);
+        self.let_shims_go_on();
         let _ = self.disk.thaw();
         for disk in [self.disk, self.alloc_disk, self.containerd_disk] {
             let _ = disk.make_room();
@@ -355,12 +364,14 @@ impl Surroundings<'_> {
     }
 
     /// Sends a signal to the shims of the trial's task, and returns whether there is any.
-    fn signal_shims(&self, signal: Signal) -> bool {
-        let mut any = false;
-        for pid in self.shims() {
-            any |= Pid::from_raw(pid).is_some_and(|pid| kill_process(pid, signal).is_ok());
-        }
-        any
+    fn signal_shims(&self, sent: Signal) -> bool {
+        signal(&self.shims(), sent)
+    }
+
+    /// Lets all shims go on that stand still. One that was a spare may be the task's by now.
+    fn let_shims_go_on(&self) {
+        self.signal_shims(Signal::CONT);
+        signal(&spares::all(self.context), Signal::CONT);
     }
 
     /// Kills the first process that appears and is such a one. Returns whether there was one.
@@ -412,6 +423,13 @@ impl Surroundings<'_> {
     }
 }
 
+/// Sends a signal to processes, and returns whether any is there.
+fn signal(pids: &[i32], signal: Signal) -> bool {
+    let sent =
+        pids.iter().filter(|pid| Pid::from_raw(**pid).is_some_and(|pid| kill_process(pid, signal).is_ok()));
+    sent.count() > 0
+}
+
 fn away(path: &Path) -> PathBuf {
     path.with_added_extension("away")
 }
@@ -419,6 +437,6 @@ fn away(path: &Path) -> PathBuf {
 /// Returns the shims of a test bed.
 pub fn shims(context: &CaseContext) -> Vec<i32> {
     let found = find_processes(&context.state_dir());
-    let is_shim = |process: &Found| process.command.contains("containerd-shim");
+    let is_shim = |process: &Found| !process.is_spare && process.command.contains("containerd-shim");
     found.into_iter().filter(is_shim).map(|shim| shim.pid).collect()
 }

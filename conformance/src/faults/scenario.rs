@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use crate::cases::support::cni_plugins::Plugins;
 use crate::cases::support::web_server::{PORT, offer, port};
-use crate::cases::support::{driver_logs, orphans, until};
+use crate::cases::support::{driver_logs, orphans, spares, until};
 
 /// What a plugin is asked to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -54,6 +54,10 @@ pub enum Scenario {
     Orphan,
     /// The removal of an image that no task uses any more.
     ImageGc,
+    /// The start of a task that gets a spare shim, and the launch of the next one.
+    SpareTaken,
+    /// The end of the spare shims that an earlier plugin has left, and the launch of new ones.
+    SparesLeft,
     /// The start of a second attempt, whose first one still runs and is not recovered.
     SecondAttempt,
 }
@@ -135,6 +139,8 @@ impl Scenario {
             cni.add_to(&mut options);
             options["cni_timeout"] = json!("3s");
         }
+        // Elsewhere nothing is launched beside the scenario's step.
+        options["spare_shims"] = json!(if self.keeps_spares() { spares::KEPT } else { 0 });
         if self == Self::ImageGc {
             options["gc"]["image_delay"] = json!("1s");
         }
@@ -166,9 +172,14 @@ impl Scenario {
         matches!(self, Self::Network | Self::ForcedDestroy)
     }
 
+    /// Returns whether the scenario's plugins keep spare shims.
+    pub fn keeps_spares(self) -> bool {
+        matches!(self, Self::SpareTaken | Self::SparesLeft)
+    }
+
     /// Returns whether the scenario is a task's first start.
     pub fn is_first_start(self) -> bool {
-        matches!(self, Self::Start | Self::Pull | Self::Network | Self::Logs)
+        matches!(self, Self::Start | Self::Pull | Self::Network | Self::Logs | Self::SpareTaken)
     }
 
     /// Returns whether the scenario's step is a start.
@@ -213,7 +224,10 @@ impl Scenario {
 
     /// Returns whether a plugin that doesn't know the task takes the scenario's steps.
     pub fn needs_next_plugin(self) -> bool {
-        matches!(self, Self::Recover | Self::RecoverTen | Self::Orphan | Self::SecondAttempt)
+        matches!(
+            self,
+            Self::Recover | Self::RecoverTen | Self::Orphan | Self::SecondAttempt | Self::SparesLeft
+        )
     }
 
     /// Returns the number of other tasks that the plugin works on in the scenario's step.
@@ -221,12 +235,31 @@ impl Scenario {
         if self == Self::RecoverTen { 9 } else { 0 }
     }
 
+    /// Prepares what is left by a plugin that is about to be killed.
+    ///
+    /// # Errors
+    /// Says what doesn't work.
+    pub async fn leave(self, context: &CaseContext) -> Result<()> {
+        if self == Self::SparesLeft {
+            spares::all_there(context).await?;
+            // The next plugin would end them before a fault can be injected.
+            spares::take_away(context)?;
+        }
+        Ok(())
+    }
+
     /// Prepares what the scenario begins with, once its task runs.
     ///
     /// # Errors
     /// Says what doesn't work.
-    pub async fn prepare(self, plugin: &Plugin, task: &mut Task) -> Result<()> {
+    pub async fn prepare(self, context: &CaseContext, plugin: &Plugin, task: &mut Task) -> Result<()> {
         match self {
+            Self::SpareTaken => drop(spares::all_there(context).await?),
+            Self::SparesLeft => {
+                task.recover(plugin).await?;
+                spares::all_there(context).await?;
+                spares::bring_back(context)?;
+            }
             Self::Destroy => {
                 tell_to_end(task)?;
                 let exit = task.wait(plugin).await?;
@@ -253,11 +286,23 @@ impl Scenario {
         plugin: &Plugin,
         task: &mut Task,
         others: &[Task],
+        options: &Value,
     ) -> Result<()> {
         match self {
             Self::Start | Self::Pull | Self::Network | Self::Logs => {
                 task.start(plugin).await?;
                 runs_its_program(task).await
+            }
+            Self::SpareTaken => {
+                task.start(plugin).await?;
+                runs_its_program(task).await?;
+                spares_are_renewed(context, plugin, &[]).await
+            }
+            Self::SparesLeft => {
+                let earlier = spares::all(context);
+                // As at a plugin's beginning, all that are there are ended.
+                plugin.configure(options).await?;
+                spares_are_renewed(context, plugin, &earlier).await
             }
             Self::SecondAttempt => {
                 // The fault may have ended it.
@@ -382,6 +427,19 @@ impl Scenario {
         ensure!(is_right || is_excused, "the task ended with {exit:?} {:?}, not {wanted:?}", answer.err);
         Ok(())
     }
+}
+
+/// Waits until as many spare shims are there as the plugin keeps, and none of the earlier ones. A plugin that was killed
+/// launches none.
+async fn spares_are_renewed(context: &CaseContext, plugin: &Plugin, earlier: &[i32]) -> Result<()> {
+    let pid = i32::try_from(plugin.pid())?;
+    let is_renewed = || {
+        let now = spares::all(context);
+        now.len() == spares::KEPT && now.iter().all(|pid| !earlier.contains(pid))
+    };
+    let renewed = until(LIMIT, "new spare shims", || !alive(pid) || is_renewed()).await;
+    ensure!(alive(pid), "the plugin is gone");
+    renewed.with_context(|| format!("{WRONG} {:?} are there, after {earlier:?}", spares::all(context)))
 }
 
 /// Waits for the removal of the image that no task uses any more. Where containerd can't be asked, it is unknown.

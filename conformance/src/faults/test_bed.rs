@@ -195,10 +195,11 @@ impl TestBed {
         }
         if scenario.needs_next_plugin() {
             drop(injector);
+            scenario.leave(&self.context).await?;
             plugin.kill().await?;
             (plugin, injector) = self.traced_plugin(scenario).await?;
         }
-        scenario.prepare(&plugin, &mut task).await?;
+        scenario.prepare(&self.context, &plugin, &mut task).await?;
         names.push((plugin.socket().display().to_string(), "{agent}".to_owned()));
         if scenario == Scenario::SecondAttempt {
             names.push((task.alloc.attempt.clone(), "{second attempt}".to_owned()));
@@ -274,8 +275,8 @@ impl TestBed {
         let outside = fault.and_then(Fault::outside);
         let lasts = outside.map_or(Duration::ZERO, Outside::lasts);
         let limit = STEP_LIMIT + lasts + fault.map_or(Duration::ZERO, Fault::frozen_for);
-        let done = tokio::time::timeout(limit, scenario.act(&self.context, plugin, task, others));
         let options = scenario.options(&self.context, &self.cni);
+        let done = tokio::time::timeout(limit, scenario.act(&self.context, plugin, task, others, &options));
         let has_begun = Cell::new(false);
         let holding = async {
             injector.reached().await;

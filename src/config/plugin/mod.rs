@@ -15,6 +15,7 @@ mod pulls;
 pub(in crate::config) mod resolved_path;
 mod runtime;
 mod security;
+mod spares;
 mod start_limit;
 pub(in crate::config) mod volumes;
 
@@ -42,6 +43,7 @@ pub(in crate::config) use resolved_path::Access;
 pub(crate) use resolved_path::{ResolvedPath, TaskDirectory};
 pub(crate) use runtime::{AllowRuntimes, RuntimeOptions};
 pub(crate) use security::SecurityPolicy;
+use spares::Spares;
 use start_limit::StartLimit;
 pub(crate) use volumes::Volumes;
 
@@ -91,6 +93,7 @@ pub(crate) struct PluginConfig {
     pub devices: PluginDevices,
     pub pulls: Pulls,
     pub start_limit: StartLimit,
+    pub spares: Spares,
     pub networks: PluginNetworks,
     /// Options that are set and have no effect.
     pub warnings: Warnings,
@@ -126,6 +129,8 @@ struct Raw {
     pulls: pulls::Raw,
     #[serde(flatten)]
     start_limit: start_limit::Raw,
+    #[serde(flatten)]
+    spares: spares::Raw,
     #[serde(flatten)]
     networks: network::Raw,
     #[serde(flatten)]
@@ -167,6 +172,7 @@ impl PluginConfig {
             devices::schema(),
             pulls::schema(),
             start_limit::schema(),
+            spares::schema(),
             network::schema(name),
             logs::schema(),
             other_drivers::schema(),
@@ -206,6 +212,7 @@ impl PluginConfig {
             devices,
             pulls,
             start_limit,
+            spares,
             networks,
             other_drivers,
         } = from_msgpack(OF, msgpack)?;
@@ -254,6 +261,7 @@ impl PluginConfig {
             devices: devices.decode()?,
             pulls: pulls.decode()?,
             start_limit: start_limit.decode()?,
+            spares: spares.decode()?,
             networks: networks.decode(name)?,
             warnings,
         }))

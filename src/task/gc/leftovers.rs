@@ -36,6 +36,7 @@ impl Tasks {
         tokio::spawn(Arc::clone(self).collect_images(settings.clone()));
         tokio::spawn(Arc::clone(self).tell_of_missing_shims(settings.clone()));
         tokio::spawn(Arc::clone(self).keep_rules(settings.clone()));
+        self.keep_spares(settings.clone());
         let tasks = Arc::clone(self);
         tokio::spawn(async move {
             let mut state = SweepState::default();

@@ -127,6 +127,7 @@ async fn run(
         Box::pin(start.steps(&mut caller, &mut pipes)).await
     };
     let started = started.await;
+    tasks.spares.has_started();
     timeline.tell(Call::Start, id, started.is_ok(), containerd.calls());
     match started.and_then(|task| Ok((task.driver_state.encode()?, task))) {
         Ok((driver_state, task)) => {
@@ -234,12 +235,8 @@ impl Start<'_> {
         let timeline = self.timeline;
         let hold = self.tasks.image_uses.hold(&self.plan.image.name()).await;
         let (image, _permit) = Box::pin(self.image_and_permit(&pull_options, caller)).await?;
-        let (binary, attempt) = (self.container.launcher.binary.clone(), self.attempt());
-        let make = move |bundle: &Bundle| {
-            bundle.create(&binary)?;
-            attempt.write(bundle)
-        };
-        timeline.step("bundle", self.container.bundle.off_thread(make)).await?;
+        let needs_own_shim = !nomads_writers.is_empty() || self.plan.options.process.needs_stdin();
+        let spare = timeline.step("bundle", self.make_bundle(needs_own_shim, nomads.is_none())).await?;
         let (held, mut inherited) = match nomads {
             // Where nothing is written, Nomad's collector is to wait all the same for as long as the task is there.
             Some(held) => (held, nomads_writers),
@@ -260,7 +257,7 @@ impl Start<'_> {
             tokio::join!(
                 timeline.step("container", self.prepare(&image, &given_up)),
                 or_give_up(timeline.step("network", self.join_network()), &given_up),
-                or_give_up(timeline.step("shim", self.launch(inherited)), &given_up),
+                or_give_up(timeline.step("shim", self.shim(spare, inherited)), &given_up),
             )
         };
         let mut made = Box::pin(made);
@@ -309,6 +306,40 @@ impl Start<'_> {
             self.starting.order,
         );
         earlier.await
+    }
+
+    /// Makes the bundle, and returns the shim that has come with it, if that is a spare. A shim that is to hold the task's
+    /// own descriptors is launched for it; those of log pipes a spare may have (`needs_pipes`).
+    async fn make_bundle(
+        &self,
+        needs_own_shim: bool,
+        needs_pipes: bool,
+    ) -> Result<Option<(Connection, Shim)>> {
+        let ContainerHandles { id, bundle, launcher, .. } = self.container;
+        let spare = match needs_own_shim {
+            true => None,
+            false => self.tasks.spares.take(launcher, bundle, id, needs_pipes).await,
+        };
+        let (binary, attempt) = (spare.is_none().then(|| launcher.binary.clone()), self.attempt());
+        let make = move |bundle: &Bundle| {
+            if let Some(binary) = binary {
+                bundle.create(&binary)?;
+            }
+            attempt.write(bundle)
+        };
+        bundle.off_thread(make).await?;
+        Ok(spare)
+    }
+
+    async fn shim(
+        &self,
+        spare: Option<(Connection, Shim)>,
+        inherited: Vec<OwnedFd>,
+    ) -> Result<(Connection, Shim)> {
+        match spare {
+            Some(spare) => Ok(spare),
+            None => self.launch(inherited).await,
+        }
     }
 
     async fn launch(&self, inherited: Vec<OwnedFd>) -> Result<(Connection, Shim)> {

@@ -17,9 +17,16 @@ use crate::processes;
 /// Directory in which the cgroup file systems are mounted.
 pub(crate) const CGROUPS: &str = "/sys/fs/cgroup";
 
+/// Number of shims that the driver keeps ready by default.
+pub(crate) const MAX_SPARES: usize = 2;
+/// Directory of the driver's spare shims in its state directory.
+pub(crate) const SPARES: &str = ".spares";
+
 /// A process and its command line.
 #[derive(Debug, Clone)]
 pub struct Found {
+    /// Whether it is a shim that the driver keeps ready, or the launch of one.
+    pub is_spare: bool,
     pub pid: i32,
     pub command: String,
 }
@@ -48,9 +55,26 @@ pub fn find_processes(directory: &Path) -> Vec<Found> {
             // A zombie has no command line and nothing left to end.
             let ours = !command.is_empty()
                 && (command.contains(&text) || works_inside() || told_of_it() || has_mounts());
-            ours.then_some(Found { pid, command })
+            ours.then(|| Found { is_spare: is_spare(&proc), pid, command })
         })
         .collect()
+}
+
+/// Returns whether a process is a spare shim, or the launch of one: it works in the directory of its id. A container's shim
+/// works in its bundle.
+pub(crate) fn is_spare(proc: &Path) -> bool {
+    let Ok(cwd) = fs::read_link(proc.join("cwd")) else { return false };
+    let line = fs::read(proc.join("cmdline")).unwrap_or_default();
+    let mut words = line.split(|byte| *byte == 0).skip_while(|word| *word != b"-id");
+    let is_of_it = cwd.file_name().is_some_and(|id| words.nth(1) == Some(id.as_encoded_bytes()));
+    is_of_it && cwd.is_dir() && cwd.parent().is_some_and(|parent| parent.ends_with(SPARES))
+}
+
+/// Returns the directories of spare shims in a state directory that no process works in.
+pub(crate) fn dead_spares(state_dir: &Path) -> Vec<PathBuf> {
+    let inhabited: HashSet<PathBuf> =
+        processes::all().filter_map(|pid| fs::read_link(format!("/proc/{pid}/cwd")).ok()).collect();
+    children(&state_dir.join(SPARES)).into_iter().filter(|directory| !inhabited.contains(directory)).collect()
 }
 
 /// Returns whether a mount table is of a container whose root, or something bound into it, comes from below
@@ -161,7 +185,7 @@ pub fn special_files(directory: &Path) -> Vec<PathBuf> {
         let Ok(kind) = path.symlink_metadata().map(|metadata| metadata.file_type()) else { continue };
         if kind.is_fifo() || kind.is_socket() {
             found.push(path);
-        } else if kind.is_dir() && path.file_name().is_some_and(|name| name != "rootfs") {
+        } else if kind.is_dir() && path.file_name().is_some_and(|name| name != "rootfs" && name != SPARES) {
             found.extend(special_files(&path));
         }
     }

@@ -9,8 +9,8 @@ use anyhow::{Result, bail};
 
 use super::census::{Census, daemon};
 use super::inspect::{
-    CGROUPS, cgroups_named, children, dead_shim_sockets, find_processes, leases, mounts_under, pids_in,
-    shown, special_files,
+    CGROUPS, MAX_SPARES, SPARES, cgroups_named, children, dead_shim_sockets, dead_spares, find_processes,
+    leases, mounts_under, pids_in, shown, special_files,
 };
 use super::{agent, shim_sockets};
 use crate::fixture::containerd::{Containerd, DOCKERS_NAMESPACE, NAMESPACE};
@@ -98,7 +98,13 @@ impl LeakCheck<'_> {
 
     fn on_the_machine(&self) -> Census {
         let mut left = Census::default();
-        let processes = find_processes(self.state_dir);
+        let (spares, processes): (Vec<_>, Vec<_>) =
+            find_processes(self.state_dir).into_iter().partition(|process| process.is_spare);
+        // The driver keeps some for the next start, and a plugin that was killed leaves them to the next.
+        let with_spares =
+            [self.state_dir, &self.state_dir.join(DOCKERS_STATE)].map(|directory| directory.join(SPARES));
+        let limit = MAX_SPARES * with_spares.iter().filter(|directory| directory.is_dir()).count();
+        left.add("spare shims", (spares.len() > limit).then(|| format!("{spares:?}")));
         left.add("process", processes.into_iter().map(|found| format!("{} {}", found.pid, found.command)));
         let inside = self.cgroups.iter().flat_map(|name| pids_in(name));
         left.add("process in a task's cgroup", inside.map(|pid| pid.to_string()));
@@ -113,6 +119,9 @@ impl LeakCheck<'_> {
             left.add("bundle", shown(children(&state_dir.join(namespace))));
             left.add("runc state", shown(runc_states(&state_dir.join("runc"))));
             left.add("address in use", shown(leases(&state_dir.join("leases"))));
+        }
+        for state_dir in [self.state_dir, &dockers] {
+            left.add("spare without a shim", shown(dead_spares(state_dir)));
         }
         let special = special_files(self.state_dir).into_iter().filter(|file| !file.ends_with(EVENTS));
         left.add("pipe or socket", shown(special.collect()));

@@ -8,6 +8,7 @@ pub mod process;
 pub mod run;
 pub mod runtimes;
 pub mod shim_failures;
+pub mod spares;
 pub mod start_failures;
 pub mod start_limit;
 pub mod stop;

@@ -190,6 +190,7 @@ async fn a_shim_that_is_replaced_gets_the_input_that_it_takes(case: &CaseContext
     require_shim_without_input(case)?;
     let shim = Versioned::new(case);
     let mut options = case.options_with(&shim.program.display().to_string());
+    options["spare_shims"] = json!(0);
     options["containerd_runtime"] = json!(shim.program.display().to_string());
     shim.replace(case, "1.6.20", "-eq 0")?;
     let mut plugin = case.plugin_as(&case.launch(), &options).await?;
@@ -216,6 +217,7 @@ async fn a_shim_that_takes_no_input_at_all_is_quoted(case: &CaseContext) -> Resu
     let shim = Versioned::new(case);
     shim.replace(case, "2.4.2", "-lt 0")?;
     let mut options = case.options_with(&shim.program.display().to_string());
+    options["spare_shims"] = json!(0);
     options["containerd_runtime"] = json!(shim.program.display().to_string());
     let mut plugin = case.plugin_as(&case.launch(), &options).await?;
     let task = case.prepare(&plugin, &case.shell("true")).await?;

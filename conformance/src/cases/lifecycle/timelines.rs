@@ -6,6 +6,7 @@ use harness::context::CaseContext;
 use harness::host::Plugin;
 use harness::task::LIMIT;
 use harness::timeline::LoggedTimeline;
+use serde_json::json;
 
 use crate::cases::support::timelines::logged_timelines;
 use crate::cases::support::{cases, ensure_eq, refused, until};
@@ -41,10 +42,10 @@ fn has(timeline: &LoggedTimeline, steps: &[&str]) -> Result<()> {
     Ok(())
 }
 
-async fn a_start_and_a_teardown_say_how_long_their_steps_took(
-    case: &CaseContext,
-    plugin: &Plugin,
-) -> Result<()> {
+async fn a_start_and_a_teardown_say_how_long_their_steps_took(case: &CaseContext) -> Result<()> {
+    let mut options = case.options();
+    options["spare_shims"] = json!(0);
+    let plugin = &case.plugin_as(&case.launch(), &options).await?;
     let task = case.run(plugin, &case.shell("true")).await?;
     let start = next(plugin, "start", 0).await?;
     ensure_eq!(start.outcome, "done");

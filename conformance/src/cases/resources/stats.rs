@@ -7,12 +7,12 @@ use anyhow::{Context, Result, ensure};
 use harness::context::CaseContext;
 use harness::host::Plugin;
 use harness::host::stats::{Sample, Stats};
-use harness::leaks::inspect::find_processes;
 use harness::task::LIMIT;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::cases::support::cases;
+use crate::cases::support::processes::shim_pid;
 use crate::cases::support::sampling::{FAST, Source, core_seconds, fast_plugin, on_cue, shim_counts};
 
 cases!["stats":
@@ -24,13 +24,6 @@ cases!["stats":
     a_listener_that_goes_away_costs_nothing_any_more,
     a_usage_stream_ends_in_order_and_at_once_with_its_task,
 ];
-
-/// Returns the pid of the shim of the case's only task.
-fn shim_pid(case: &CaseContext) -> Result<Pid> {
-    let found = find_processes(&case.state_dir());
-    let shim = found.iter().find(|process| process.command.contains("containerd-shim"));
-    Ok(Pid::from_raw(shim.with_context(|| format!("no shim among {found:?}"))?.pid))
-}
 
 /// Longer than the timeout of a shim call that only asks for something.
 const STOPPED: Duration = Duration::from_secs(11);

@@ -20,6 +20,7 @@ pub mod sampling;
 pub mod scripted;
 pub mod secrets;
 pub mod slow_network;
+pub mod spares;
 pub mod stoppable_task;
 pub mod timelines;
 pub mod web_server;

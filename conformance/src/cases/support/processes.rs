@@ -11,7 +11,7 @@ use crate::cases::support::until;
 /// Returns the pid of the shim of the case's only task.
 pub fn shim_pid(case: &CaseContext) -> Result<Pid> {
     let found = find_processes(&case.state_dir());
-    let shim = found.iter().find(|process| process.command.contains("containerd-shim"));
+    let shim = found.iter().find(|process| !process.is_spare && process.command.contains("containerd-shim"));
     Ok(Pid::from_raw(shim.with_context(|| format!("no shim among {found:?}"))?.pid))
 }
 

@@ -72,6 +72,8 @@ impl Scripted {
         let mut launch = case.launch();
         launch.look_first_in(self.directory.clone());
         if self.directory.join(SHIM).exists() {
+            // A script is to run for its task alone.
+            options["spare_shims"] = json!(0);
             options["containerd_runtime"] = json!("io.containerd.scripted.v1");
             options["runtime_options"] =
                 case.options_with("io.containerd.scripted.v1")["runtime_options"].clone();

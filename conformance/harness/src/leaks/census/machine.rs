@@ -3,6 +3,7 @@
 //! all others of the whole machine.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -11,7 +12,10 @@ use anyhow::{Context, Result};
 use super::Census;
 use crate::fixture::network::{files_below, rules};
 use crate::fixture::programs::in_path;
-use crate::leaks::inspect::{CGROUPS, children, find_processes, leases, mounts_under, shown, special_files};
+use crate::leaks::inspect::{
+    CGROUPS, Found, MAX_SPARES, SPARES, children, dead_spares, find_processes, is_spare, leases,
+    mounts_under, shown, socket_of_shim, special_files,
+};
 
 const LINKS: &str = "/sys/class/net";
 /// Directories in which CNI plugins and their callers keep addresses and results, by convention.
@@ -40,7 +44,12 @@ pub fn take(state_dirs: &[PathBuf], pids: &[i32]) -> Result<Census> {
         }
     }
     for directory in state_dirs {
-        let processes = find_processes(directory);
+        // Spare shims come and go by themselves.
+        let (spares, processes): (Vec<_>, Vec<_>) =
+            find_processes(directory).into_iter().partition(|process| process.is_spare);
+        census = census.without(&of_spares(&spares));
+        census.add("spare shims", (spares.len() > MAX_SPARES).then(|| format!("{spares:?}")));
+        census.add("spare without a shim", shown(dead_spares(directory)));
         census.add("process", processes.into_iter().map(|found| format!("{} {}", found.pid, found.command)));
         census.add("pipe or socket", shown(special_files(directory)));
         census.add("state file", shown(state_files(directory)));
@@ -50,6 +59,13 @@ pub fn take(state_dirs: &[PathBuf], pids: &[i32]) -> Result<Census> {
         census.add("descriptor", descriptors(*pid)?);
     }
     Ok(census)
+}
+
+/// Returns the words by which the kernel's lists name spare shims: their command lines and sockets.
+fn of_spares(spares: &[Found]) -> Vec<String> {
+    let sockets = spares.iter().filter_map(|spare| socket_of_shim(spare.pid));
+    let lines = spares.iter().map(|spare| format!("{} {}", spare.pid, spare.command));
+    sockets.map(|socket| socket.display().to_string()).chain(lines).collect()
 }
 
 fn name(path: &Path) -> String {
@@ -98,6 +114,9 @@ fn state_files(directory: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for path in children(directory) {
         let is_directory = path.symlink_metadata().is_ok_and(|found| found.is_dir());
+        if name(&path) == SPARES {
+            continue;
+        }
         if is_directory && name(&path) != "rootfs" {
             found.extend(state_files(&path));
         }
@@ -110,12 +129,21 @@ fn state_files(directory: &Path) -> Vec<PathBuf> {
 fn descriptors(pid: i32) -> Result<Vec<String>> {
     let directory = format!("/proc/{pid}/fd");
     let entries = fs::read_dir(&directory).with_context(|| format!("look into {directory}"))?;
-    let targets = entries.flatten().filter_map(|entry| fs::read_link(entry.path()).ok());
+    let targets = entries.flatten().filter(|entry| !is_of_spare(pid, &entry.file_name()));
+    let targets = targets.filter_map(|entry| fs::read_link(entry.path()).ok());
     let mut counts = BTreeMap::<String, usize>::new();
     for target in targets {
         *counts.entry(without_number(&target.display().to_string()).to_owned()).or_default() += 1;
     }
     Ok(counts.into_iter().map(|(target, count)| format!("of {pid}: {count} x {target}")).collect())
+}
+
+/// Returns whether a descriptor is that of the process of a spare shim.
+fn is_of_spare(pid: i32, descriptor: &OsStr) -> bool {
+    let info = Path::new("/proc").join(pid.to_string()).join("fdinfo").join(descriptor);
+    let info = fs::read_to_string(info).unwrap_or_default();
+    let shim = info.lines().find_map(|line| line.strip_prefix("Pid:"));
+    shim.is_some_and(|shim| is_spare(&Path::new("/proc").join(shim.trim())))
 }
 
 /// Removes the number of a kernel object, such as in `socket:[4711]`, since one is like another.

@@ -1,0 +1,269 @@
+//! A spare: a shim that is launched before its container is known, so that a start needs not wait for it.
+//!
+//! It has an id and a directory of its own, which is a bundle without a container. The directory becomes the bundle of
+//! the container that gets the shim, in one step: a plugin that dies leaves either a spare, which the next one ends, or
+//! a bundle that is taken down like any other. The shim's working directory moves with it, which is the proof of whose
+//! shim it is, since its arguments keep the spare's id.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::processes::{SPARE_PREFIX, blocking, end_spares_below};
+use super::start_inputs::FileId;
+use super::{Bundle, Connection, Error, Launcher, LogPaths, Shim, bundles};
+use crate::sys;
+use crate::sys::error_chain::Chained;
+use crate::sys::pidfd::{Init, ProcessHandle};
+
+/// Directory of the spares in the state directory. No namespace of containerd's has such a name.
+const DIRECTORY: &str = ".spares";
+/// Maximum time of a spare's answer, which is there within a millisecond.
+const ANSWERS: Duration = Duration::from_millis(300);
+/// Maximum time that a killed spare may take to exit.
+const ENDS: Duration = Duration::from_secs(2);
+/// Pause between two looks for a shim that was killed.
+const LOOKS_AGAIN: Duration = Duration::from_millis(10);
+
+/// Where a spare is launched: an id that no other one has, and its directory.
+pub(crate) struct Place {
+    id: String,
+    bundle: Bundle,
+    launcher: Launcher,
+}
+
+impl Place {
+    pub(crate) fn new(launcher: &Launcher, state_dir: &Path) -> Self {
+        let id = new_id();
+        let bundle = Bundle::at(state_dir, DIRECTORY, &id);
+        Self { id, bundle, launcher: launcher.clone() }
+    }
+
+    /// Launches a spare. If `holds_pipes` says so, it has the log pipes of a bundle, and holds their read ends, which it
+    /// can't be given later.
+    ///
+    /// # Errors
+    /// As the launch of any shim; [`Self::clear`] removes what is left of it.
+    pub(crate) async fn launch(&self, holds_pipes: bool) -> Result<Spare, Error> {
+        let Self { id, bundle, launcher } = self;
+        let path = launcher.binary.clone();
+        let make = move |bundle: &Bundle| -> Result<(Option<FileId>, Vec<OwnedFd>), Error> {
+            let binary = FileId::of(&path);
+            bundle.create(&path)?;
+            if !holds_pipes {
+                return Ok((binary, Vec::new()));
+            }
+            let [stdout, stderr] = ["stdout", "stderr"].map(|stream| bundle.log_pipe(stream));
+            let readers = LogPaths { stdout, stderr }.make_readers()?;
+            Ok((binary, readers.into_iter().flatten().collect()))
+        };
+        let (binary, readers) = bundle.off_thread(make).await?;
+        let bootstrap = launcher.start(bundle, id, &readers).await?;
+        let connection = Connection::open(&bootstrap, id).await?;
+        let pid = connection.pid_of_fresh_shim().await?;
+        let shim = launcher.identify(bootstrap, bundle, id, pid).await?;
+        let written = shim.clone();
+        bundle.off_thread(move |bundle| bundle.write_shim(&written)).await?;
+        let place = Self { id: id.clone(), bundle: bundle.clone(), launcher: launcher.clone() };
+        let process = Init::open(shim.process()).map(Arc::new);
+        Ok(Spare { place, binary, shim, holds_pipes, process })
+    }
+
+    /// Kills the shim that a launch has left here, and removes the directory. Returns whether nothing is left.
+    pub(crate) async fn clear(&self) -> bool {
+        let Self { id, bundle, launcher } = self;
+        // What is written down is by any configuration; what the arguments say is by this one.
+        if let Some(shim) = bundle.off_thread(Bundle::read_shim).await
+            && !self.end_shim(&shim).await
+        {
+            return false;
+        }
+        let ends = async {
+            loop {
+                launcher.kill_stale_shims(bundle, id).await;
+                match launcher.has_stale_shim(bundle, id).await {
+                    Ok(true) => tokio::time::sleep(LOOKS_AGAIN).await,
+                    looked => return looked.is_ok(),
+                }
+            }
+        };
+        if !tokio::time::timeout(ENDS, ends).await.unwrap_or(false) {
+            return false;
+        }
+        launcher.remove_socket(id).await;
+        self.remove().await
+    }
+
+    /// Kills a shim, and removes its socket. Returns whether it has exited.
+    async fn end_shim(&self, shim: &Shim) -> bool {
+        let Self { id, bundle, launcher } = self;
+        let process = shim.process();
+        let killed = blocking(move || -> std::io::Result<()> {
+            if let Some(shim) = ProcessHandle::open(process)? {
+                shim.kill();
+            }
+            Ok(())
+        });
+        if killed.await.flatten().is_err() || !launcher.exits_within(shim, bundle, id, ENDS).await {
+            return false;
+        }
+        shim.remove_socket().await;
+        true
+    }
+
+    async fn remove(&self) -> bool {
+        match self.bundle.off_thread(Bundle::remove).await {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::debug!(spare = self.id, error = %error.chain(), "can't remove the directory of a spare shim yet");
+                false
+            }
+        }
+    }
+}
+
+/// A shim without a container.
+pub(crate) struct Spare {
+    place: Place,
+    /// The file that the shim runs: another one may be at its path by now.
+    binary: Option<FileId>,
+    shim: Shim,
+    holds_pipes: bool,
+    /// `None` where the kernel gives no handle of a process: a dead one is then noticed when it is to be taken.
+    process: Option<Arc<Init>>,
+}
+
+impl Spare {
+    /// Returns a handle of the shim's process, which ends with it.
+    pub(crate) fn process(&self) -> Option<Arc<Init>> {
+        self.process.clone()
+    }
+
+    /// Returns whether this is a shim such as the launcher launches, with log pipes where these are needed.
+    pub(crate) fn is_by(&self, launcher: &Launcher, needs_pipes: bool) -> bool {
+        let Launcher { binary, runtime: _, namespace, address, events: _, start_inputs: _, family } =
+            launcher;
+        let own = &self.place.launcher;
+        let is_same =
+            (binary, namespace, address, family) == (&own.binary, &own.namespace, &own.address, &own.family);
+        is_same && (self.holds_pipes || !needs_pipes)
+    }
+
+    /// Returns whether the file that the shim runs is still at its path.
+    pub(crate) async fn is_current(&self) -> bool {
+        let path = self.place.launcher.binary.clone();
+        let now = sys::blocking::run(move || FileId::of(&path)).await;
+        now.is_some() && now == self.binary
+    }
+
+    /// Makes this the shim of a container: its directory becomes the container's bundle, which isn't there if this fails.
+    ///
+    /// # Errors
+    /// Says what is to become of the spare.
+    pub(crate) async fn hand_over(&self, bundle: &Bundle, id: &str) -> Result<(Connection, Shim), Refusal> {
+        if !self.is_current().await {
+            return Err(Refusal::Useless);
+        }
+        let answer = async {
+            let connection = Connection::open(&self.shim.bootstrap, id).await?;
+            let pid = connection.pid_of_fresh_shim().await?;
+            Ok::<_, Error>((connection, pid))
+        };
+        let connection = match tokio::time::timeout(ANSWERS, answer).await {
+            Ok(Ok((connection, pid))) if pid == 0 || pid == self.shim.pid => connection,
+            Ok(answer) => {
+                let why = answer.map(drop).map_err(|error| error.chain().to_string());
+                tracing::debug!(spare = self.place.id, ?why, "a spare shim does not answer as it should");
+                return Err(Refusal::Useless);
+            }
+            Err(_) => {
+                tracing::debug!(spare = self.place.id, "a spare shim does not answer in time");
+                return Err(Refusal::Hangs);
+            }
+        };
+        let to = bundle.clone();
+        let moved = self.place.bundle.off_thread(move |bundle| bundle.move_to(&to)).await;
+        match moved {
+            Ok(()) => Ok((connection, self.shim.clone())),
+            Err(error) if error.is_missing_file() => Err(Refusal::Useless),
+            Err(error) => Err(Refusal::CannotMove(error)),
+        }
+    }
+
+    /// Kills the shim, and removes its socket and directory. Returns whether nothing is left.
+    pub(crate) async fn end(&self) -> bool {
+        self.place.end_shim(&self.shim).await && self.place.remove().await
+    }
+}
+
+/// Why a spare can't become the shim of a container.
+pub(crate) enum Refusal {
+    /// It has died, doesn't answer as it should, has no directory, or is not of the current binary.
+    Useless,
+    /// It doesn't answer in time.
+    Hangs,
+    /// The shim is fine, but its directory can't be moved.
+    CannotMove(Error),
+}
+
+/// Ends the spares that an earlier plugin has left in a state directory, also those whose directory was removed. Returns the
+/// places of which something is left.
+///
+/// # Errors
+/// If they can't be looked for. None was ended then.
+pub(crate) async fn end_left_spares(launcher: &Launcher, state_dir: &Path) -> Result<Vec<Place>, Error> {
+    let (at, directory) = (state_dir.to_owned(), state_dir.join(DIRECTORY));
+    let mut found = sys::blocking::run(move || bundles(&at, DIRECTORY)).await?;
+    // One of this plugin's may be on its way to a container.
+    found.retain(|id| !id.starts_with(&*OWN_PREFIX));
+    let mut left = Vec::new();
+    for id in found {
+        let place = Place { bundle: Bundle::at(state_dir, DIRECTORY, &id), id, launcher: launcher.clone() };
+        if !place.clear().await {
+            left.push(place);
+        }
+    }
+    for id in end_spares_below(&directory).await {
+        launcher.remove_socket(&id).await;
+    }
+    Ok(left)
+}
+
+/// Beginning of the ids of this plugin's spares. The pid of a plugin may be that of an earlier one.
+static OWN_PREFIX: LazyLock<String> = LazyLock::new(|| {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+    format!("{SPARE_PREFIX}{:x}-{now:x}-", std::process::id())
+});
+
+/// Returns an id that no other spare has.
+fn new_id() -> String {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    format!("{}{:x}", *OWN_PREFIX, NUMBER.fetch_add(1, Ordering::Relaxed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shim::launch::tests::launcher;
+
+    #[test]
+    fn ids_are_distinct_and_fit_a_socket() {
+        let (one, other) = (new_id(), new_id());
+        assert_ne!(one, other);
+        assert!(one.starts_with(SPARE_PREFIX) && one.len() < 76, "{one}");
+    }
+
+    #[tokio::test]
+    async fn what_is_left_of_spares_is_removed() {
+        let state = tempfile::tempdir().unwrap();
+        let bundle = Bundle::at(state.path(), DIRECTORY, "spare-1");
+        bundle.create(Path::new("/bin/shim")).unwrap();
+        let launcher = launcher("/bin/false", state.path());
+        assert!(end_left_spares(&launcher, state.path()).await.unwrap().is_empty() && !bundle.exists());
+        let place = Place::new(&launcher, state.path());
+        assert!(place.launch(true).await.is_err() && place.clear().await);
+        assert_eq!(bundles(state.path(), DIRECTORY).unwrap(), [""; 0], "a failed launch leaves nothing");
+    }
+}
