@@ -158,7 +158,15 @@ find_dockerd() {
   note "$("$DOCKERD" --version) at $DOCKERD"
 }
 
-# settle ROOT: has programs that are linked with other libraries than this machine's load those beside them.
+# find_crun SUITE: sets CRUN to the binary of one of Debian's suites, which runs on Debian 12 with libraries of its own. Needs
+# patchelf, and x86-64.
+find_crun() {
+  find_debian "$1" crun "libc6 libcap2 libseccomp2 libsystemd0 libyajl2" || return
+  CRUN=$ROOT/usr/bin/crun
+  note "$("$CRUN" --version | head -n 1) at $CRUN"
+}
+
+# settle ROOT: has programs that are linked with other libraries than this machine's load those beside them. On x86-64.
 settle() {
   local library=$1/usr/lib/x86_64-linux-gnu program
   for program in "$1"/usr/{bin,sbin}/{containerd,ctr,containerd-shim-runc-v2,runc,crun}; do

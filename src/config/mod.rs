@@ -14,6 +14,7 @@ mod number;
 #[cfg(test)]
 mod option_pages;
 mod plugin;
+mod seccomp_architectures;
 mod size;
 mod string_map;
 mod task;
@@ -36,6 +37,7 @@ pub(crate) use plugin::{
     Auth, Bridge, ImageGc, Inline, LogCollection, PluginConfig, PluginDevices, PluginLimits, Pulls,
     ResolvedPath, RuntimeOptions, SecurityPolicy, TaskDirectory,
 };
+pub(crate) use seccomp_architectures::SeccompArchitectures;
 #[cfg(test)]
 pub(crate) use task::HostSource;
 pub(crate) use task::{

@@ -12,9 +12,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use oci_spec::OciSpecError;
+use oci_spec::image::Arch as ImageArch;
 use oci_spec::runtime::{Capability, LinuxDevice, LinuxSeccomp};
 
-use crate::config::{CapabilityList, SeccompProfile, Security, SecurityPolicy};
+use crate::config::{CapabilityList, SeccompArchitectures, SeccompProfile, Security, SecurityPolicy};
 use crate::sys::host_files;
 use crate::sys::host_path::HostPathError;
 pub(crate) use apparmor::by_default as default_apparmor_profile;
@@ -27,11 +28,27 @@ pub(crate) struct Confinement {
     /// Seccomp filter. Shared by tasks with the same capabilities: it is large, and many may be waiting for their
     /// start.
     pub seccomp: Option<Arc<LinuxSeccomp>>,
+    /// The architectures that the filter is to have of those in it.
+    pub seccomp_architectures: SeccompArchitectures,
     pub apparmor_profile: Option<String>,
     /// Devices of the host that are created in the container.
     pub devices: Vec<LinuxDevice>,
     /// Kernel files to mask in addition to those of every task.
     pub masked_paths: Vec<String>,
+}
+
+impl Confinement {
+    /// Returns the seccomp filter of a task with an image of this architecture.
+    pub(crate) fn seccomp_filter(&self, image: &ImageArch) -> Option<LinuxSeccomp> {
+        let mut filter = self.seccomp.as_deref().cloned()?;
+        match self.seccomp_architectures {
+            SeccompArchitectures::All => {}
+            SeccompArchitectures::Image => {
+                seccomp::narrow(&mut filter, std::env::consts::ARCH, &image.to_string());
+            }
+        }
+        Some(filter)
+    }
 }
 
 /// The reason that the requested security settings can't be applied.
@@ -127,7 +144,9 @@ fn decide(
     let apparmor_profile =
         apparmor::profile_of(security, security_policy, host.apparmor.as_ref(), shares_kernel)?;
     let (devices, masked_paths) = (host.devices.clone(), host.thermal_throttles.clone());
-    Ok(Confinement { capabilities, seccomp, apparmor_profile, devices, masked_paths })
+    let seccomp_architectures =
+        security.seccomp_architectures.unwrap_or(security_policy.seccomp_architectures);
+    Ok(Confinement { capabilities, seccomp, seccomp_architectures, apparmor_profile, devices, masked_paths })
 }
 
 /// Returns the task's seccomp filter. A privileged task has none unless its job asks for one.
@@ -142,7 +161,9 @@ fn seccomp(
         (Some(named), Some(text)) => {
             let profile =
                 seccomp::Profile::read(text).map_err(|why| ConfinementError::profile(named, why))?;
-            Ok(Some(Arc::new(profile.for_task(capabilities, host.kernel, std::env::consts::ARCH)?)))
+            let mut filter = profile.for_task(capabilities, host.kernel, std::env::consts::ARCH)?;
+            seccomp::tell_apart(&mut filter)?;
+            Ok(Some(Arc::new(filter)))
         }
         _ if security.seccomp.unwrap_or(otherwise) => {
             let profile = seccomp::Profile::built_in().map_err(ConfinementError::BuiltIn)?;
@@ -178,6 +199,27 @@ mod tests {
         assert!(has_one(None, false, true) && !has_one(None, false, false));
         assert!(has_one(Some(true), false, false) && !has_one(Some(false), false, true));
         assert!(!has_one(None, true, true) && has_one(Some(true), true, false));
+    }
+
+    #[test]
+    fn the_architectures_of_a_filter_are_the_jobs_word_and_then_the_operators() {
+        let architectures = |of_job, of_operator| {
+            let security = Security { seccomp_architectures: of_job, ..Security::default() };
+            let policy = SecurityPolicy {
+                seccomp: true,
+                seccomp_architectures: of_operator,
+                ..SecurityPolicy::default()
+            };
+            let filter =
+                decide(&security, &policy, true, &host()).unwrap().seccomp_filter(&ImageArch::default());
+            filter.unwrap().architectures().as_ref().map_or(0, Vec::len)
+        };
+        use SeccompArchitectures::{All, Image};
+        let all = architectures(None, All);
+        assert_eq!(architectures(Some(All), Image), all);
+        for (of_job, of_operator) in [(None, Image), (Some(Image), All)] {
+            assert_eq!(architectures(of_job, of_operator), all.min(1));
+        }
     }
 
     #[tokio::test]

@@ -15,6 +15,7 @@ use oci_spec::runtime::{
     LinuxSeccompFilterFlag, LinuxSyscall, LinuxSyscallBuilder,
 };
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 
 use super::host::version;
 use crate::config::capability_name;
@@ -169,7 +170,9 @@ pub(super) fn shared(
     {
         return Ok(Arc::clone(&cached.seccomp));
     }
-    let seccomp = Arc::new(built_in.for_task(capabilities, kernel, std::env::consts::ARCH)?);
+    let mut seccomp = built_in.for_task(capabilities, kernel, std::env::consts::ARCH)?;
+    tell_apart(&mut seccomp)?;
+    let seccomp = Arc::new(seccomp);
     *cached =
         Some(CachedTranslation { capabilities: capabilities.clone(), kernel, seccomp: Arc::clone(&seccomp) });
     Ok(seccomp)
@@ -228,20 +231,60 @@ impl Rule {
     }
 }
 
+/// Restricts a filter to the programs of this host's own architecture, by Rust's name for it, and to those of the
+/// image's, by its name in images, which is Go's. The runtime itself is a program of the host's. libseccomp has the
+/// kernel end a thread with SIGSYS that calls it by an architecture that the filter lacks.
+///
+/// Source of the facts: libseccomp `SCMP_FLTATR_ACT_BADARCH`, whose default neither runc nor crun changes.
+pub(super) fn narrow(filter: &mut LinuxSeccomp, processor: &str, image: &str) {
+    let (_, hosts) = arch(processor);
+    let images = ARCHITECTURES.iter().find(|(_, name, _)| *name == image).map(|(_, _, arch)| *arch);
+    // On an architecture that is unknown here, the list is left to whoever wrote it.
+    if let (Some(hosts), Some(listed)) = (hosts, filter.architectures().clone()) {
+        let kept = listed.into_iter().filter(|arch| *arch == hosts || Some(*arch) == images).collect();
+        filter.set_architectures(Some(kept));
+    }
+}
+
+/// Makes a filter one that no other is taken for. crun caches filters by a hash of the words in them, which it joins
+/// without anything between them, and which lacks the rules' errno: a job could have its profile's filter be that of
+/// another job, or of the built-in profile. The rule that is added names no system call, and does what is done without
+/// it, so that runtimes skip it.
+///
+/// Source of the facts: containers/crun `src/libcrun/seccomp.c` (1.21, tried): `calculate_seccomp_checksum`,
+/// `libcrun_generate_seccomp`.
+pub(super) fn tell_apart(filter: &mut LinuxSeccomp) -> Result<(), OciSpecError> {
+    let json = serde_json::to_vec(filter)?;
+    let digest = Sha256::digest(json).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let mut rule = LinuxSyscallBuilder::default()
+        .names(vec![format!("profile:{digest}")])
+        .action(filter.default_action());
+    if let Some(errno) = filter.default_errno_ret() {
+        rule = rule.errno_ret(errno);
+    }
+    let mut rules = filter.syscalls().clone().unwrap_or_default();
+    rules.push(rule.build()?);
+    filter.set_syscalls(Some(rules));
+    Ok(())
+}
+
+/// Architectures by Rust's name, by that in profiles and images (which is Go's), and by seccomp's.
+const ARCHITECTURES: [(&str, &str, Arch); 9] = [
+    ("x86_64", "amd64", Arch::ScmpArchX86_64),
+    ("x86", "386", Arch::ScmpArchX86),
+    ("aarch64", "arm64", Arch::ScmpArchAarch64),
+    ("arm", "arm", Arch::ScmpArchArm),
+    ("riscv64", "riscv64", Arch::ScmpArchRiscv64),
+    ("s390x", "s390x", Arch::ScmpArchS390x),
+    ("powerpc64", "ppc64le", Arch::ScmpArchPpc64le),
+    ("loongarch64", "loong64", Arch::ScmpArchLoongarch64),
+    ("mips64", "mips64", Arch::ScmpArchMips64),
+];
+
 /// Returns an architecture's names in profiles (which are Go's) and in seccomp.
 fn arch(processor: &str) -> (&'static str, Option<Arch>) {
-    match processor {
-        "x86_64" => ("amd64", Some(Arch::ScmpArchX86_64)),
-        "x86" => ("386", Some(Arch::ScmpArchX86)),
-        "aarch64" => ("arm64", Some(Arch::ScmpArchAarch64)),
-        "arm" => ("arm", Some(Arch::ScmpArchArm)),
-        "riscv64" => ("riscv64", Some(Arch::ScmpArchRiscv64)),
-        "s390x" => ("s390x", Some(Arch::ScmpArchS390x)),
-        "powerpc64" => ("ppc64le", Some(Arch::ScmpArchPpc64le)),
-        "loongarch64" => ("loong64", Some(Arch::ScmpArchLoongarch64)),
-        "mips64" => ("mips64", Some(Arch::ScmpArchMips64)),
-        _ => ("", None),
-    }
+    let known = ARCHITECTURES.iter().find(|(name, _, _)| *name == processor);
+    known.map_or(("", None), |(_, in_profiles, in_seccomp)| (in_profiles, Some(*in_seccomp)))
 }
 
 #[cfg(test)]
@@ -410,6 +453,64 @@ mod tests {
             bytes.splice(at..end, put.bytes());
             is_read_or_refused(&String::from_utf8_lossy(&bytes));
         }
+    }
+
+    #[test]
+    fn a_narrow_filter_has_the_hosts_architecture_and_the_images() {
+        use Arch::{ScmpArchAarch64 as Arm64, ScmpArchArm as Arm, ScmpArchX86 as X86, ScmpArchX86_64 as X64};
+        for (processor, image, expected) in [
+            ("x86_64", "amd64", vec![X64]),
+            ("x86_64", "386", vec![X64, X86]),
+            // Programs of another machine's are run by one of the host's.
+            ("x86_64", "arm64", vec![X64]),
+            ("x86_64", "", vec![X64]),
+            ("aarch64", "arm64", vec![Arm64]),
+            ("aarch64", "arm", vec![Arm64, Arm]),
+        ] {
+            let mut filter = built_in(&[], (6, 1), processor);
+            let rules = filter.syscalls().clone();
+            narrow(&mut filter, processor, image);
+            assert_eq!(*filter.architectures(), Some(expected), "{processor} {image}");
+            assert_eq!(*filter.syscalls(), rules);
+        }
+        for processor in ["riscv64", "another"] {
+            let mut filter = built_in(&[], (6, 1), processor);
+            narrow(&mut filter, processor, "riscv64");
+            assert_eq!(*filter.architectures(), None);
+        }
+    }
+
+    #[test]
+    fn filters_of_profiles_differ_in_a_name_that_is_no_system_calls() {
+        let filter = |default: Value, names: &[&str], errno: u32| {
+            let rule = json!({"names": names, "action": "SCMP_ACT_ERRNO", "errnoRet": errno});
+            let mut profile = json!({"syscalls": [rule]});
+            profile.as_object_mut().unwrap().extend(default.as_object().unwrap().clone());
+            let profile = Profile::read(&profile.to_string()).unwrap();
+            let mut filter = profile.for_task(&HashSet::new(), (6, 1), "x86_64").unwrap();
+            tell_apart(&mut filter).unwrap();
+            filter
+        };
+        let added = |filter: &LinuxSeccomp| {
+            let rules = filter.syscalls().clone().unwrap();
+            let rule = rules.last().unwrap();
+            assert_eq!((rules.len(), rule.action()), (2, filter.default_action()));
+            assert_eq!((rule.errno_ret(), rule.args()), (filter.default_errno_ret(), &None));
+            rule.names().join("")
+        };
+        let allow = || json!({"defaultAction": "SCMP_ACT_ALLOW"});
+        let joined = added(&filter(allow(), &["getpid"], 1));
+        assert!(joined.starts_with("profile:") && joined.len() == 72, "{joined}");
+        assert_eq!(joined, added(&filter(allow(), &["getpid"], 1)));
+        assert_ne!(joined, added(&filter(allow(), &["get", "pid"], 1)));
+        assert_ne!(joined, added(&filter(allow(), &["getpid"], 2)));
+        let errno = json!({"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 38});
+        added(&filter(errno, &["getpid"], 1));
+        // Filters that were cached before under a built-in one's words are not met any more.
+        let built_in = shared(Profile::built_in().unwrap(), &HashSet::new(), (6, 1)).unwrap();
+        assert!(allowed(&built_in).iter().all(|name| !name.contains(':')));
+        let last = built_in.syscalls().as_ref().unwrap().last().unwrap().clone();
+        assert!(last.names()[0].starts_with("profile:") && last.action() == built_in.default_action());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Reads parts of files in a bundle that other programs write, and may have made as long as they like. No link is
+//! Reads parts of files in the state directory that other programs write, and may have made as long as they like. No link is
 //! followed, and nothing but a regular file is read.
 
 #![expect(
@@ -22,7 +22,7 @@ pub(super) struct Tail {
 ///
 /// # Errors
 /// When the file can't be read, or is no regular file.
-pub(super) fn head(file: &Path, limit_bytes: u64) -> io::Result<Vec<u8>> {
+pub(crate) fn head(file: &Path, limit_bytes: u64) -> io::Result<Vec<u8>> {
     let (file, _) = open(file)?;
     let mut start = Vec::new();
     file.take(limit_bytes).read_to_end(&mut start)?;

@@ -32,6 +32,7 @@ use crate::sys::procfs::ProcessId;
 pub(crate) use bundle::{Bundle, bundles};
 pub(crate) use connection::{Connection, ExecIo, PendingWait, ProcessExit, State, wait_pending};
 pub(crate) use events::{BundleEventSocket, EventSocket};
+pub(crate) use excerpt::head as read_head;
 pub(crate) use family::Family;
 use family::GVISOR_OPTIONS_TYPE;
 pub(crate) use io::{DEV_NULL, ExecEnds, ExecPipes, HeldPipes, LogPaths, StdinPipe, wait_drained};

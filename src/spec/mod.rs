@@ -28,6 +28,7 @@ use oci_spec::runtime::{LinuxBuilder, ProcessBuilder, RootBuilder, Spec, SpecBui
 
 use crate::config::{PluginLimits, Process, Sharing, TaskOptions};
 use crate::devices::DeviceEdits;
+use crate::image::platform;
 use crate::image::user::Identity;
 use crate::security::Confinement;
 
@@ -110,8 +111,14 @@ pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Spec, SpecError> {
     // A sandbox has a kernel of its own, and takes none.
     let parameters = if inputs.is_sandboxed { &[] } else { &inputs.host.network_parameters[..] };
     let security = &inputs.options.security;
-    let Confinement { capabilities: _, seccomp, apparmor_profile: _, devices, masked_paths } =
-        inputs.confinement;
+    let Confinement {
+        capabilities: _,
+        seccomp: _,
+        seccomp_architectures: _,
+        apparmor_profile: _,
+        devices,
+        masked_paths,
+    } = inputs.confinement;
     let mut linux = LinuxBuilder::default()
         .namespaces(namespaces::namespaces(requested, inputs.network, inputs.host.is_cgroup_v2)?)
         .sysctl(namespaces::sysctl(requested, inputs.network, parameters))
@@ -121,7 +128,8 @@ pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Spec, SpecError> {
         .masked_paths(security::masked_paths(security, masked_paths))
         .readonly_paths(security::readonly_paths(security))
         .build()?;
-    linux.set_seccomp(seccomp.as_deref().cloned());
+    let (arch, _) = platform::normal(inputs.image.architecture());
+    linux.set_seccomp(inputs.confinement.seccomp_filter(&arch));
     linux.set_rootfs_propagation(mounts::propagation(&inputs.options.mounts, inputs.task));
     let mut spec = SpecBuilder::default()
         .version(SPEC_VERSION)
@@ -247,8 +255,14 @@ fn process_of(inputs: &Inputs<'_>) -> Result<oci_spec::runtime::Process, SpecErr
     let variables = process::with_port_map(&inputs.task.env, &inputs.options.network.own_network.port_map);
     let Identity { uid, gid, groups, home } = inputs.identity;
     let user = UserBuilder::default().uid(*uid).gid(*gid).additional_gids(groups.clone()).build()?;
-    let Confinement { capabilities, seccomp: _, apparmor_profile, devices: _, masked_paths: _ } =
-        inputs.confinement;
+    let Confinement {
+        capabilities,
+        seccomp: _,
+        seccomp_architectures: _,
+        apparmor_profile,
+        devices: _,
+        masked_paths: _,
+    } = inputs.confinement;
     let mut process = ProcessBuilder::default()
         .terminal(tty)
         .user(user)
@@ -273,7 +287,7 @@ mod tests {
     use oci_spec::runtime::{Capability, LinuxDevice, LinuxNamespaceType, LinuxSeccomp, Mount};
 
     use super::*;
-    use crate::config::Security;
+    use crate::config::{SeccompArchitectures, Security};
 
     fn identity() -> Identity {
         Identity { uid: 1000, gid: 1001, groups: vec![7], home: "/home/app".to_owned() }
@@ -388,6 +402,7 @@ mod tests {
         let confinement = Confinement {
             capabilities: [Capability::Kill].into(),
             seccomp: Some(Arc::new(LinuxSeccomp::default())),
+            seccomp_architectures: SeccompArchitectures::All,
             apparmor_profile: Some("mine".to_owned()),
             devices: vec![LinuxDevice::default()],
             masked_paths: vec!["/sys/devices/system/cpu/cpu0/thermal_throttle".to_owned()],

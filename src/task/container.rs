@@ -78,6 +78,11 @@ impl ContainerHandles {
         runtime_root_in(self.state_dir()).join(&self.launcher.namespace).join(&self.id)
     }
 
+    /// Returns the directory in which crun caches the seccomp filters of this plugin's containers.
+    pub(super) fn filter_cache(&self) -> PathBuf {
+        runtime_root_in(self.state_dir()).join(&self.launcher.namespace).join(".cache/seccomp")
+    }
+
     /// Returns the handles to a container of which only the id is known. The path of its shim's binary matters only
     /// where that shim no longer answers; the bundle has it, or else there is no shim.
     pub(super) fn by_id(settings: &Settings, id: &str) -> Self {

@@ -93,6 +93,13 @@ impl Error {
         self.passes(&format!("its snapshot {key} was removed from containerd meanwhile"))
     }
 
+    /// Makes the error transient, because the runtime's seccomp filter was cut off, and is gone.
+    pub(crate) fn with_new_filter(self) -> Self {
+        self.passes(
+            "crun has kept a seccomp filter that is cut off, as by a full disk; the next start makes it anew",
+        )
+    }
+
     /// Makes the error of a shim or a runtime transient for a reason that these report in texts of their own. The reason
     /// ends the text, which is therefore one text without sources.
     fn passes(self, why: &str) -> Self {

@@ -65,6 +65,7 @@ pub const NOT_IN_A_SANDBOX: &[(&str, &str)] = &[
     ("options::privileged", REFUSED),
     ("options::readonly_rootfs", "a sandbox has a /tmp of its own, in memory"),
     ("options::resources", INSIDE),
+    ("options::seccomp_architectures", REFUSED),
     ("options::seccomp_profile", REFUSED),
     ("options::security_opt", INSIDE),
     ("options::snapshotter", INSIDE),

@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use super::directories;
 use crate::config::hclspec::{default, optional};
-use crate::config::{CapabilityList, ConfigError, DriverName};
+use crate::config::{CapabilityList, ConfigError, DriverName, SeccompArchitectures};
 
 const ALL_CAPS: &str = r#"["all"]"#;
 /// The default under docker's name. Source of the fact: hashicorp/nomad `drivers/shared/capabilities`.
@@ -26,6 +26,8 @@ pub(crate) struct SecurityPolicy {
     pub allow_caps: CapabilityList,
     /// Whether a task that does not set `seccomp` has a seccomp profile.
     pub seccomp: bool,
+    /// The architectures of a task's filter, where its job does not say.
+    pub seccomp_architectures: SeccompArchitectures,
     /// Whether a task that does not set `apparmor_profile` has the driver's own AppArmor profile, as far as the host can
     /// load it.
     pub apparmor: bool,
@@ -38,6 +40,7 @@ pub(super) struct Raw {
     allow_privileged: Option<bool>,
     allow_caps: Option<Vec<Option<String>>>,
     seccomp: Option<bool>,
+    seccomp_architectures: Option<String>,
     apparmor: Option<bool>,
     seccomp_profile_dirs: Option<Vec<Option<String>>>,
 }
@@ -47,6 +50,7 @@ pub(super) fn schema(name: DriverName) -> Vec<(&'static str, Spec)> {
         ("allow_privileged", default("allow_privileged", "bool", name.either("true", "false"))),
         ("allow_caps", default("allow_caps", "list(string)", name.either(ALL_CAPS, DOCKERS_CAPS))),
         ("seccomp", default("seccomp", "bool", "true")),
+        SeccompArchitectures::plugin_schema(),
         ("apparmor", default("apparmor", "bool", name.either("false", "true"))),
         // No default in the schema, so that an explicit empty list differs from an unset option.
         (PROFILE_DIRS, optional(PROFILE_DIRS, "list(string)")),
@@ -55,13 +59,21 @@ pub(super) fn schema(name: DriverName) -> Vec<(&'static str, Spec)> {
 
 impl Raw {
     pub(super) fn decode(self, name: DriverName) -> Result<SecurityPolicy, ConfigError> {
-        let Self { allow_privileged, allow_caps, seccomp, apparmor, seccomp_profile_dirs } = self;
+        let Self {
+            allow_privileged,
+            allow_caps,
+            seccomp,
+            seccomp_architectures,
+            apparmor,
+            seccomp_profile_dirs,
+        } = self;
         let usual = || serde_json::from_str(name.either(ALL_CAPS, DOCKERS_CAPS)).unwrap_or_default();
         Ok(SecurityPolicy {
             privileged_needs_all_caps: !name.is_docker(),
             allow_privileged: allow_privileged.unwrap_or(name.either(true, false)),
             allow_caps: CapabilityList::decode("allow_caps", Some(allow_caps.unwrap_or_else(usual)))?,
             seccomp: seccomp.unwrap_or(true),
+            seccomp_architectures: SeccompArchitectures::decode(seccomp_architectures)?.unwrap_or_default(),
             apparmor: apparmor.unwrap_or(name.either(false, true)),
             seccomp_profile_dirs: seccomp_profile_dirs
                 .map(|given| directories::absolute(PROFILE_DIRS, Some(given)))

@@ -3,13 +3,15 @@
 
 use super::namespaces::Sharing;
 use super::{Device, JobMount, TaskOptions};
-use crate::config::{ConfigError, PidsLimit, value};
+use crate::config::{ConfigError, PidsLimit, SeccompArchitectures, value};
 
 /// Minimum `pids_limit`. A sandbox that does nothing has some twenty threads, one that works more.
 const LEAST_PIDS: i64 = 64;
 
 /// The reason that a sandbox has no host devices, be they from the job's options or from Nomad's device plugins.
 pub(crate) const NO_DEVICES: &str = "a task has no host devices";
+/// The reason that a sandbox has no seccomp filter of the host's.
+const NO_SYSTEM_CALLS: &str = "a task's system calls don't reach the host's kernel";
 /// The reason that a sandbox has no shared mounts, be they from the job's options or from its `volume_mount` blocks.
 pub(crate) const NO_SPREADING: &str = "mounts of a task don't reach the host";
 
@@ -47,7 +49,10 @@ impl TaskOptions {
         }
         if let Some(profile) = &security.seccomp_profile {
             let given = profile.path.display().to_string();
-            return unfit(profile.option, &given, "a task's system calls don't reach the host's kernel");
+            return unfit(profile.option, &given, NO_SYSTEM_CALLS);
+        }
+        if let Some(architectures) = security.seccomp_architectures {
+            return unfit(SeccompArchitectures::OPTION, architectures.word(), NO_SYSTEM_CALLS);
         }
         if let Some(name) = security.apparmor_profile.as_ref().filter(|name| *name != "unconfined") {
             return unfit("apparmor_profile", name, "no profile is applied to a task");
@@ -73,5 +78,28 @@ impl TaskOptions {
             return unfit(mount.option, &mount.target, NO_SPREADING);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::config::task::tests::decode;
+
+    #[test]
+    fn words_about_the_hosts_seccomp_filter_are_refused() {
+        decode(&json!({"image": "a"})).unwrap().fit_sandbox().unwrap();
+        for (option, value) in [
+            ("seccomp_profile", "/etc/profile.json"),
+            ("seccomp_architectures", "image"),
+            ("seccomp_architectures", "all"),
+        ] {
+            let options = decode(&json!({"image": "a", option: value})).unwrap();
+            let error = options.fit_sandbox().unwrap_err().to_string();
+            for word in [option, value, "gVisor", "leave it out"] {
+                assert!(error.contains(word), "{word} is not in {error}");
+            }
+        }
     }
 }

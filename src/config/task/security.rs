@@ -8,7 +8,9 @@ use serde::Deserialize;
 use super::security_opt::SecurityOpt;
 use crate::config::hclspec::{default, optional};
 use crate::config::plugin::SecurityPolicy;
-use crate::config::{CapabilityList, ConfigError, DriverName, Warnings, forbidden, value};
+use crate::config::{
+    CapabilityList, ConfigError, DriverName, SeccompArchitectures, Warnings, forbidden, value,
+};
 
 /// The options about a task's rights.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -23,6 +25,8 @@ pub(crate) struct Security {
     /// Seccomp on or off; `None` is the operator's default.
     pub seccomp: Option<bool>,
     pub seccomp_profile: Option<SeccompProfile>,
+    /// The architectures of the filter; `None` is the operator's default.
+    pub seccomp_architectures: Option<SeccompArchitectures>,
     /// AppArmor profile; `None` is the operator's default.
     pub apparmor_profile: Option<String>,
     /// `true` to leave all kernel file systems unmasked and writable.
@@ -46,6 +50,7 @@ pub(super) struct Raw {
     cap_drop: Option<Vec<Option<String>>>,
     seccomp: Option<bool>,
     seccomp_profile: Option<String>,
+    seccomp_architectures: Option<String>,
     apparmor_profile: Option<String>,
     security_opt: Option<Vec<Option<String>>>,
 }
@@ -60,6 +65,7 @@ pub(super) fn schema() -> Vec<(&'static str, Spec)> {
         ("cap_drop", optional("cap_drop", "list(string)")),
         ("seccomp", optional("seccomp", "bool")),
         ("seccomp_profile", optional("seccomp_profile", "string")),
+        SeccompArchitectures::task_schema(),
         ("apparmor_profile", optional("apparmor_profile", "string")),
         ("security_opt", optional("security_opt", "list(string)")),
     ]
@@ -75,6 +81,7 @@ impl Raw {
             cap_drop,
             seccomp,
             seccomp_profile,
+            seccomp_architectures,
             apparmor_profile,
             security_opt,
         } = self;
@@ -121,6 +128,7 @@ impl Raw {
             cap_drop,
             seccomp,
             seccomp_profile,
+            seccomp_architectures: SeccompArchitectures::decode(seccomp_architectures)?,
             apparmor_profile,
             system_paths_unconfined: opt.system_paths_unconfined,
         })
@@ -159,6 +167,7 @@ impl Security {
             cap_drop: _,
             seccomp,
             seccomp_profile,
+            seccomp_architectures,
             apparmor_profile: _,
             system_paths_unconfined,
         } = self;
@@ -167,6 +176,7 @@ impl Security {
             privileged_needs_all_caps,
             allow_caps,
             seccomp: seccomp_by_default,
+            seccomp_architectures: _,
             apparmor: _,
             seccomp_profile_dirs,
         } = security_policy;
@@ -192,6 +202,10 @@ impl Security {
         {
             let why = "seccomp is off for this task; set seccomp = true";
             return Err(value(option, path.display().to_string(), why));
+        }
+        let has_filter = seccomp_profile.is_some() || seccomp.unwrap_or(*seccomp_by_default && !privileged);
+        if let Some(architectures) = seccomp_architectures.filter(|_| !has_filter) {
+            return Err(architectures.without_filter());
         }
         // This check comes before any look at the file, so that the error tells nothing about other files of the host.
         if let Some(SeccompProfile { option, path }) = seccomp_profile
@@ -220,6 +234,7 @@ mod tests {
             allow_privileged: true,
             allow_caps: list(&["all"]),
             seccomp: true,
+            seccomp_architectures: SeccompArchitectures::All,
             apparmor: false,
             seccomp_profile_dirs: None,
         }
@@ -301,6 +316,32 @@ mod tests {
         }
         let error = security(&json!({"cap_add": ["ALL"], "cap_drop": ["all"]})).unwrap_err().to_string();
         assert!(error.contains("cap_add") && error.contains("cap_drop"), "{error}");
+    }
+
+    #[test]
+    fn architectures_of_a_filter_need_one() {
+        let permitted = |options: Value, by_default: bool| {
+            let policy = SecurityPolicy { seccomp: by_default, ..security_policy() };
+            security(&options).unwrap().permitted_by(&policy).map_err(|error| error.to_string())
+        };
+        permitted(json!({"seccomp_architectures": "image"}), true).unwrap();
+        permitted(json!({"seccomp_architectures": "all", "seccomp": true}), false).unwrap();
+        permitted(json!({"seccomp_architectures": "image", "privileged": true, "seccomp": true}), true)
+            .unwrap();
+        permitted(
+            json!({"seccomp_architectures": "image", "seccomp_profile": "/x", "privileged": true}),
+            true,
+        )
+        .unwrap();
+        for (options, by_default) in [
+            (json!({"seccomp_architectures": "image"}), false),
+            (json!({"seccomp_architectures": "all", "seccomp": false}), true),
+            (json!({"seccomp_architectures": "image", "privileged": true}), true),
+        ] {
+            let error = permitted(options, by_default).unwrap_err();
+            assert!(error.contains("seccomp_architectures") && error.contains("seccomp = true"), "{error}");
+        }
+        assert!(refusal("seccomp_architectures", json!("x86")).contains("\"all\" or \"image\""));
     }
 
     #[test]

@@ -8,6 +8,7 @@
 
 mod disk_full;
 mod dockerenv;
+mod filter_cache;
 mod first;
 mod host_facts;
 mod image;
@@ -107,6 +108,7 @@ async fn run(
     // Held until a failed start is undone: a shim that hangs may open a pipe later, by the descriptor's number.
     let mut pipes = None;
     let mut own_container = None;
+    let removed_filters = filter_cache::removed();
     let started = async {
         tokio::select! {
             checked = tasks.dockerd_containers.check(settings.config.name, &config) => checked?,
@@ -148,6 +150,7 @@ async fn run(
                 error
             };
             let container = own_container.unwrap_or_else(|| ContainerHandles::by_id(&settings, id));
+            let error = filter_cache::after(error, &container, removed_filters).await;
             // Nothing is made before the bundle.
             if container.bundle.off_thread(Bundle::exists).await
                 && let Err(error) = container.tear_down().await
@@ -472,6 +475,9 @@ impl Start<'_> {
         let create = connection.create(bundle, rootfs, held, requested.process.tty, &runtime.options);
         let create = shim::with_runtime_reason(bundle, create);
         let pid = timeline.step("create", create).await.map_err(|error| naming_program(error, &spec))?;
+        if requested.security.no_new_privileges {
+            filter_cache::check(self.container, requested.security.seccomp_profile.as_ref()).await?;
+        }
         let shares_pids = requested.namespaces.pid_mode == Sharing::Host;
         let spec = Arc::unwrap_or_clone(spec);
         let next_spec = shares_pids.then(|| spec::with_private_pids(spec).map(Box::new)).transpose()?;

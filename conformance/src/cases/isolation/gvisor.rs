@@ -81,6 +81,7 @@ async fn what_a_sandbox_can_not_have_is_refused_by_name(case: &CaseContext, plug
         ("cgroupns", json!("host")),
         ("privileged", json!(true)),
         ("seccomp_profile", json!("/etc/profile.json")),
+        ("seccomp_architectures", json!("image")),
         ("apparmor_profile", json!("docker-default")),
         ("sysctl", json!({"net.core.somaxconn": "16384"})),
         ("devices", json!(["/dev/fuse"])),
