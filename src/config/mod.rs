@@ -48,6 +48,9 @@ pub(crate) use task::{
 };
 pub(crate) use warnings::Warnings;
 
+/// The value of `oci_runtime` that leaves the choice between crun and runc to the driver.
+pub(crate) const AUTO_RUNTIME: &str = "auto";
+
 /// Maximum `pids_limit`: the kernel's own maximum of process ids.
 const MAX_PIDS: i64 = 1 << 22;
 const MAX_OOM_SCORE_ADJ: i64 = 1000;

@@ -99,6 +99,10 @@ async fn look(settings: Option<&Settings>, tasks: &Tasks) -> Found {
         Ok(path) => facts.shim = path.display().to_string(),
         Err(error) => return answer(HealthState::Unhealthy, &error.chain().to_string(), facts),
     }
+    match settings.oci_runtime().await {
+        Ok(program) => facts.oci_runtime = program,
+        Err(error) => return answer(HealthState::Unhealthy, &error.chain().to_string(), facts),
+    }
     match settings.containerd.version().await {
         Ok(version) => facts.containerd = version,
         Err(error) => return answer(HealthState::Unhealthy, &error.chain().to_string(), facts),
@@ -121,6 +125,7 @@ struct Found {
 struct Facts {
     runtime: String,
     shim: String,
+    oci_runtime: String,
     containerd: String,
     bridge_network: bool,
     /// The profile of tasks whose jobs name none.
@@ -154,6 +159,7 @@ impl Facts {
             ("containerd_version", text(&self.containerd)),
             ("containerd_runtime", text(&self.runtime)),
             ("shim", text(&self.shim)),
+            ("oci_runtime", text(&self.oci_runtime)),
             ("cgroup_version", text(cgroup_version())),
             ("open_files", text(&OpenFiles::now().soft.to_string())),
             ("bridge_network", is_set(self.bridge_network)),

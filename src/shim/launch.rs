@@ -33,7 +33,7 @@ use crate::sys::process_group;
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 /// Directory of the shims' sockets, which is compiled into them.
 const SOCKET_DIRECTORY: &str = "/run/containerd/s";
-/// Timeout of `-v`, which only prints.
+/// Timeout of `-v` and `--version`, which only print.
 const VERSION_TIMEOUT: Duration = Duration::from_secs(5);
 /// Timeout of `delete`, which kills and removes the container by the runtime.
 const DELETE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -46,6 +46,44 @@ const MAX_QUOTED_BYTES: u64 = 4096;
 /// Number of the first descriptor that a shim keeps for its task: far above those that it gives its own children by
 /// number.
 const FIRST_INHERITED_FD: i32 = 100;
+
+/// Returns what a program prints for `--version`, of which the first [`MAX_QUOTED_BYTES`] count.
+///
+/// # Errors
+/// If the program can't be run, fails, or does not end in time, with what it says on stderr. It is killed then.
+pub(super) async fn printed_version(program: &str) -> io::Result<String> {
+    let path = std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into());
+    let mut command = Command::new(program);
+    command
+        .arg("--version")
+        .current_dir("/")
+        .env_clear()
+        .env("PATH", path)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .kill_on_drop(true);
+    let run = async {
+        let (mut group, mut child) = process_group::spawn(command).await?;
+        let ended = process_group::exchange(&mut child, &[], MAX_QUOTED_BYTES).await?;
+        group.ended();
+        Ok(ended)
+    };
+    match tokio::time::timeout(VERSION_TIMEOUT, run).await {
+        Ok(Ok((status, printed, _))) if status.success() => {
+            Ok(String::from_utf8_lossy(&printed).into_owned())
+        }
+        Ok(Ok((status, _, words))) => {
+            Err(io::Error::other(format!("{status}: {}", String::from_utf8_lossy(&words).trim())))
+        }
+        Ok(Err(error)) => Err(error),
+        Err(_) => {
+            let seconds = VERSION_TIMEOUT.as_secs();
+            Err(io::Error::other(format!("it did not exit within {seconds} s, and was killed")))
+        }
+    }
+}
 
 /// Launches the shims of one configuration.
 #[derive(Debug, Clone)]
@@ -327,6 +365,39 @@ pub(super) mod tests {
             start_inputs: StartInputs::default(),
             family: Family::Runc,
         }
+    }
+
+    #[tokio::test]
+    async fn a_version_is_what_a_program_prints_or_the_reason_why_it_does_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let program = |name: &str, script: &str| {
+            let path = directory.path().join(name);
+            std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+            std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+            path.display().to_string()
+        };
+        let good = program("good", "echo \"crun version 1.21 $*\"; env | grep -c HOME || true");
+        assert_eq!(printed_version(&good).await.unwrap(), "crun version 1.21 --version\n0\n");
+        for (name, script, words) in [
+            ("broken", "echo libyajl.so.2 is missing >&2; exit 127", ["127", "libyajl.so.2"]),
+            ("floods", "exec yes", ["signal", "13"]),
+            ("floods-stderr", "exec yes >&2", ["signal", "13"]),
+        ] {
+            let error = printed_version(&program(name, script)).await.unwrap_err().to_string();
+            assert!(words.iter().all(|word| error.contains(word)), "{error}");
+            assert!(error.len() < 5000, "{} bytes", error.len());
+        }
+        assert!(printed_version("/no/such/program").await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_program_that_does_not_tell_its_version_is_killed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("hangs");
+        std::fs::write(&path, "#!/bin/sh\nexec sleep 600\n").unwrap();
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let error = printed_version(&path.display().to_string()).await.unwrap_err().to_string();
+        assert!(error.contains("5 s") && error.contains("killed"), "{error}");
     }
 
     #[tokio::test]

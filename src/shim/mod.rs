@@ -5,6 +5,7 @@
 
 mod bundle;
 mod connection;
+mod crun;
 mod events;
 mod excerpt;
 mod family;
@@ -31,6 +32,7 @@ use crate::sys::process_end::SERVANT_OOM_SCORE_ADJ;
 use crate::sys::procfs::ProcessId;
 pub(crate) use bundle::{Bundle, bundles};
 pub(crate) use connection::{Connection, ExecIo, PendingWait, ProcessExit, State, wait_pending};
+pub(crate) use crun::{unfit as unfit_crun, unfit_by_cgroups as unfit_crun_by_cgroups};
 pub(crate) use events::{BundleEventSocket, EventSocket};
 pub(crate) use excerpt::head as read_head;
 pub(crate) use family::Family;
@@ -39,11 +41,11 @@ pub(crate) use io::{DEV_NULL, ExecEnds, ExecPipes, HeldPipes, LogPaths, StdinPip
 pub(crate) use launch::Launcher;
 pub(crate) use options::CreateOptions;
 pub(crate) use processes::blocking as look_at_processes;
-pub(crate) use runtime::{find_shim, require_program, sets_oom_scores};
+pub(crate) use runtime::{RUNC, find_shim, identify_program, require_program, sets_oom_scores};
 pub(crate) use runtime_log::with_runtime_reason;
 pub(crate) use spare::{Place, Refusal, Spare, end_left_spares};
 pub(crate) use staged_mounts::StagedMount;
-pub(crate) use start_inputs::StartInputs;
+pub(crate) use start_inputs::{FileId, StartInputs};
 
 /// A running shim, as it can be found again after a restart of the plugin.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

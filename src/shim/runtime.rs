@@ -7,10 +7,10 @@ use std::ffi::OsStr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use super::{DEFAULT_PATH, Error, Family};
+use super::{DEFAULT_PATH, Error, Family, FileId};
 
 /// The OCI runtime that shims of the runc family run unless they are told another.
-const RUNC: &str = "runc";
+pub(crate) const RUNC: &str = "runc";
 
 /// Finds the shim of a runtime, in the directories of the plugin's PATH and then in the usual ones.
 ///
@@ -27,21 +27,30 @@ pub(crate) fn find_shim(runtime: &str) -> Result<PathBuf, Error> {
 /// # Errors
 /// Says which program was looked for, and where.
 pub(crate) fn require_program(program: &str) -> Result<(), Error> {
-    let path = std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into());
-    require_program_in(program, &path)
+    find_program(program).map(drop)
 }
 
-fn require_program_in(program: &str, path: &OsStr) -> Result<(), Error> {
+/// Returns the identity of the file that a shim runs for a program; `None` if it vanishes meanwhile.
+///
+/// # Errors
+/// As [`require_program`].
+pub(crate) fn identify_program(program: &str) -> Result<Option<FileId>, Error> {
+    find_program(program).map(|file| FileId::of(&file))
+}
+
+fn find_program(program: &str) -> Result<PathBuf, Error> {
+    let path = std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into());
+    find_program_in(program, &path)
+}
+
+fn find_program_in(program: &str, path: &OsStr) -> Result<PathBuf, Error> {
     let missing = |looked_in: String| Error::RuntimeMissing { program: program.to_owned(), looked_in };
     if program.starts_with('/') {
-        return if is_executable(Path::new(program)) {
-            Ok(())
-        } else {
-            Err(missing("at that path".to_owned()))
-        };
+        let file = PathBuf::from(program);
+        return if is_executable(&file) { Ok(file) } else { Err(missing("at that path".to_owned())) };
     }
-    let found = std::env::split_paths(path).any(|directory| is_executable(&directory.join(program)));
-    if found { Ok(()) } else { Err(missing(format!("in {}", path.display()))) }
+    let mut files = std::env::split_paths(path).map(|directory| directory.join(program));
+    files.find(|file| is_executable(file)).ok_or_else(|| missing(format!("in {}", path.display())))
 }
 
 fn find_in(runtime: &str, paths: &[&OsStr]) -> Result<PathBuf, Error> {
@@ -152,10 +161,10 @@ mod tests {
 
     #[test]
     fn a_missing_runtime_is_named_with_its_options() {
-        require_program_in("sh", OsStr::new("/nowhere:/bin")).unwrap();
-        require_program_in("/bin/sh", OsStr::new("")).unwrap();
+        let found = find_program_in("sh", OsStr::new("/nowhere:/bin")).unwrap();
+        assert_eq!(found, find_program_in("/bin/sh", OsStr::new("")).unwrap());
         for (program, looked_in) in [("crun-x", "in /nowhere:/bin"), ("/opt/crun", "at that path")] {
-            let error = require_program_in(program, OsStr::new("/nowhere:/bin")).unwrap_err().to_string();
+            let error = find_program_in(program, OsStr::new("/nowhere:/bin")).unwrap_err().to_string();
             for word in [program, looked_in, "oci_runtime"] {
                 assert!(error.contains(word), "{word} is not in {error}");
             }

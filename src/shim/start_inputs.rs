@@ -10,7 +10,7 @@ use shim_protos::StartInput;
 
 /// Identity of a file and of its content: differs for another file, and after a write to the same one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct FileId {
+pub(crate) struct FileId {
     device: u64,
     inode: u64,
     /// Time of the file's last change (ctime), in seconds and nanoseconds.
@@ -19,7 +19,7 @@ pub(super) struct FileId {
 
 impl FileId {
     /// Returns the identity of the file at a path, links followed. `None` if it can't be looked at.
-    pub(super) fn of(path: &Path) -> Option<Self> {
+    pub(crate) fn of(path: &Path) -> Option<Self> {
         let found = path.metadata().ok()?;
         let changed = (found.ctime(), found.ctime_nsec());
         Some(Self { device: found.dev(), inode: found.ino(), changed })

@@ -17,6 +17,7 @@
 mod agent;
 mod attempt;
 mod attempts;
+mod auto_runtime;
 mod claim;
 mod container;
 mod dockerd;

@@ -379,6 +379,7 @@ mod tests {
             oom_kills: Some(2),
             runsc: Some("/opt/runsc".to_owned()),
             forwarded: Some(Forwarded::Pipes(LogPaths { stdout: "/n".into(), stderr: "/m".into() })),
+            chosen_crun: true,
         }
     }
 
@@ -391,7 +392,7 @@ mod tests {
     #[test]
     fn a_driver_state_without_later_fields_is_read() {
         let mut early: serde_json::Value = serde_json::from_str(RECORDED).unwrap();
-        for later in ["family", "collected", "network", "oom_kills", "runsc", "forwarded"] {
+        for later in ["family", "collected", "network", "oom_kills", "runsc", "forwarded", "chosen_crun"] {
             early.as_object_mut().unwrap().remove(later).unwrap();
         }
         early["shim"].as_object_mut().unwrap().remove("started_ticks").unwrap();

@@ -13,10 +13,10 @@ use super::error::{Error, Result};
 use super::mounts::off_thread;
 use super::{Settings, container, find_programs};
 use crate::cgroup::{self, Cgroup};
-use crate::config::{PluginConfig, RuntimeOptions, TaskOptions, sandbox};
+use crate::config::{AUTO_RUNTIME, PluginConfig, RuntimeOptions, TaskOptions, sandbox};
 use crate::gvisor::WRAPPER;
 use crate::shim::gvisor::{self, Additions};
-use crate::shim::{self, CreateOptions, Family};
+use crate::shim::{self, CreateOptions, Family, FileId};
 use crate::sys::error_chain::Chained;
 use crate::sys::host_path::Area;
 use crate::sys::os_error::is_transient;
@@ -27,6 +27,10 @@ const FILE_LIMIT_BYTES: u64 = 1024 * 1024;
 /// The runtime that a task gets.
 pub(super) struct Runtime {
     pub(super) family: Family,
+    /// The program that the shim runs; `None` leaves it to the shim.
+    pub(super) program: Option<String>,
+    /// The crun that `oci_runtime = "auto"` has chosen.
+    pub(super) chosen_crun: Option<FileId>,
     pub(super) options: CreateOptions,
 }
 
@@ -40,19 +44,19 @@ impl Runtime {
     ) -> Result<Self> {
         let config = &settings.config;
         let runtime = options.runtime.shim(config);
-        let program = options.runtime.program(config).map(str::to_owned);
         let shim_options = config.runtime_options.get(runtime).cloned().unwrap_or_default();
         let family = family_of(config, runtime);
+        let (program, chosen_crun) = settings.program(options, family).await?;
         let options = match family {
-            Family::Runc => runc_options(program, settings),
+            Family::Runc => runc_options(program.clone(), settings),
             Family::Gvisor => {
                 options.fit_sandbox()?;
                 nomads_fit_sandbox(task)?;
-                gvisor_options(shim_options.config_path, program, settings).await?
+                gvisor_options(shim_options.config_path, program.clone(), settings).await?
             }
             Family::Other => other_options(runtime, shim_options, program.as_deref())?,
         };
-        Ok(Self { family, options })
+        Ok(Self { family, program, chosen_crun, options })
     }
 }
 
@@ -80,6 +84,10 @@ pub(super) fn warn_of_unknown_shim(config: &PluginConfig) {
 /// # Errors
 /// Names the option that the shim of its runtime can't have.
 pub(super) fn check_options(config: &PluginConfig) -> Result<()> {
+    let runtime = &config.containerd_runtime;
+    if config.oci_runtime.as_deref() == Some(AUTO_RUNTIME) && family_of(config, runtime) != Family::Runc {
+        return Err(no_choice(runtime));
+    }
     for (runtime, RuntimeOptions { type_url, config_path }) in &config.runtime_options {
         if let Some(takes) = Family::of_runtime(runtime, None).options_type()
             && let Some(given) = type_url.as_ref().filter(|given| *given != takes)
@@ -112,6 +120,14 @@ pub(super) async fn warn_of_missing_shims(config: &PluginConfig) {
             tracing::warn!(runtime, error = %error.chain(), "a block of the plugin option runtime_options has no effect for now");
         }
     }
+}
+
+/// Returns the error for a runtime whose shim runs neither crun nor runc.
+pub(super) fn no_choice(runtime: &str) -> Error {
+    Error::invalid(format!(
+        "the option oci_runtime can't be \"auto\" with the runtime {runtime}: the choice is between crun and runc, which shims \
+         of the runc family run; leave it out"
+    ))
 }
 
 fn runc_options(program: Option<String>, settings: &Settings) -> CreateOptions {
@@ -348,6 +364,27 @@ mod tests {
         ] {
             let error = check(runtime, type_url, path).unwrap_err();
             for word in [&format!("runtime_options.{option}"), runtime, "out, "] {
+                assert!(error.contains(word), "{word} is not in {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn auto_is_refused_with_a_shim_that_runs_neither_crun_nor_runc() {
+        let check = |runtime: &str, blocks: serde_json::Value| {
+            let options =
+                json!({"containerd_runtime": runtime, "oci_runtime": "auto", "runtime_options": blocks});
+            let options = rmp_serde::to_vec_named(&options).unwrap();
+            let config = PluginConfig::decode(DriverName::ContainerdDriver, &options).unwrap().unwrap();
+            check_options(&config).map_err(|error| error.to_string())
+        };
+        check("io.containerd.runc.v2", json!([])).unwrap();
+        check("/opt/containerd-shim-runc-v2-rs", json!([])).unwrap();
+        let block = json!([{"runtime": "/opt/wrapper", "type_url": "containerd.runc.v1.Options"}]);
+        check("/opt/wrapper", block).unwrap();
+        for runtime in ["io.containerd.runsc.v1", "io.containerd.kata.v2", "/opt/wrapper"] {
+            let error = check(runtime, json!([])).unwrap_err();
+            for word in ["oci_runtime", "\"auto\"", runtime, "leave it out"] {
                 assert!(error.contains(word), "{word} is not in {error}");
             }
         }

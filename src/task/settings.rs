@@ -3,18 +3,22 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::auto_runtime::{self, Choice};
 use super::container::ContainerHandles;
 use super::error::{Error, Result};
 use super::runtime;
 use super::start::limit::StartLimiter;
 use super::start::plan::StartPlan;
 use crate::cni::{Cni, DefaultNetwork};
-use crate::config::{Auth, Bridge, DriverName, Inline, Platform, PluginConfig, Pulls};
+use crate::config::{
+    AUTO_RUNTIME, Auth, Bridge, DriverName, Inline, Platform, PluginConfig, Pulls, TaskOptions,
+};
 use crate::containerd::{Containerd, ImageSettings, PullSettings};
 use crate::image::platform::Target;
 use crate::registry::{CredentialStore, Credentials};
+use crate::security;
+use crate::shim::{self, Family, FileId};
 use crate::sys::host_files;
-use crate::{security, shim};
 
 /// The plugin's configuration, and the clients that are built from it.
 pub(crate) struct Settings {
@@ -79,6 +83,43 @@ impl Settings {
         security::default_apparmor_profile(&self.config.security_policy, family.shares_kernel()).await
     }
 
+    /// Returns the program by which the configured runtime's shim runs a task whose job names none. Empty if the shim
+    /// chooses, and it is not known to choose runc.
+    ///
+    /// # Errors
+    /// If the choice is the driver's, and no program can be used.
+    pub(crate) async fn oci_runtime(&self) -> Result<String> {
+        let config = &self.config;
+        match config.oci_runtime.as_deref() {
+            Some(AUTO_RUNTIME) => Ok(auto_runtime::choose().await?.program.to_owned()),
+            Some(program) => Ok(program.to_owned()),
+            None if runtime::family_of(config, &config.containerd_runtime) == Family::Runc => {
+                Ok(shim::RUNC.to_owned())
+            }
+            None => Ok(String::new()),
+        }
+    }
+
+    /// Returns the program that the shim of a task runs, with the choice made that `auto` leaves to the driver, and the
+    /// crun that was chosen. `None` for the program leaves it to the shim.
+    ///
+    /// # Errors
+    /// If no program can be chosen, or there is no choice for a shim of this family.
+    pub(super) async fn program(
+        &self,
+        options: &TaskOptions,
+        family: Family,
+    ) -> Result<(Option<String>, Option<FileId>)> {
+        match options.runtime.program(&self.config) {
+            Some(AUTO_RUNTIME) if family == Family::Runc => {
+                let Choice { program, crun } = auto_runtime::choose().await?;
+                Ok((Some(program.to_owned()), crun))
+            }
+            Some(AUTO_RUNTIME) => Err(runtime::no_choice(options.runtime.shim(&self.config))),
+            program => Ok((program.map(str::to_owned), None)),
+        }
+    }
+
     /// Returns the runtimes that a task may have, and that are there, sorted.
     pub(crate) async fn runtimes(&self) -> Vec<String> {
         let mut there = Vec::new();
@@ -108,7 +149,7 @@ impl Settings {
         containerd: &Containerd,
     ) -> Result<ContainerHandles> {
         let runtime = &plan.options.runtime;
-        let program = runtime.program(&self.config).map(str::to_owned);
+        let program = plan.runtime.program.clone();
         let shim = find_programs(runtime.shim(&self.config).to_owned(), program).await?;
         let mut container = ContainerHandles::of(self, container_id, shim);
         container.launcher.family = plan.runtime.family;

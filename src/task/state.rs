@@ -75,6 +75,9 @@ pub(super) struct DriverState {
     /// environment, and Nomad keeps this state in its own files.
     #[serde(default)]
     pub(super) forwarded: Option<Forwarded>,
+    /// Whether `oci_runtime = "auto"` has chosen crun for the task.
+    #[serde(default)]
+    pub(super) chosen_crun: bool,
 }
 
 /// The log of Nomad's that the output goes on to once it is sent to a log receiver.

@@ -77,8 +77,7 @@ pub fn all() -> Vec<Case> {
         logs::receivers::cases(),
         logs::driver_logs::cases(),
         logs::driver_log_failures::cases(),
-        lifecycle::runtimes::cases(),
-        lifecycle::spares::cases(),
+        of_runtimes(),
         images::snapshotters::long_cases(),
         images::remote_snapshotters::cases(),
         of_registries(),
@@ -107,6 +106,12 @@ pub fn all() -> Vec<Case> {
 /// Returns the cases of commands in a task.
 fn of_execs() -> Vec<Case> {
     let all = [exec::streams::cases(), exec::terminal::cases(), exec::ends::cases(), exec::scripts::cases()];
+    all.into_iter().flatten().collect()
+}
+
+/// Returns the cases of shims and of the runtime that a task gets.
+fn of_runtimes() -> Vec<Case> {
+    let all = [lifecycle::runtimes::cases(), lifecycle::spares::cases(), lifecycle::auto_runtime::cases()];
     all.into_iter().flatten().collect()
 }
 

@@ -21,7 +21,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::error::{Error, Result};
-use super::{Task, supervisor};
+use super::{Task, auto_runtime, supervisor};
 use crate::cgroup::Cgroup;
 use crate::security::{self, Confined};
 use crate::shim::{self, Bundle, Connection, ExecEnds, ExecIo, ExecPipes};
@@ -97,6 +97,9 @@ impl Task {
         }
         if let Err(error) = spec::check_command(command) {
             return Ok(Err(ExecRefused::not_runnable(&error.chain())));
+        }
+        if self.driver_state.chosen_crun {
+            auto_runtime::check_for_exec().await.map_err(|error| error.context(&doing))?;
         }
         let process = self.exec_template().await.map_err(|error| error.context(&doing))?;
         security::load_profile(process.apparmor_profile().as_deref(), Confined::Exec)

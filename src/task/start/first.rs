@@ -54,13 +54,12 @@ impl Start<'_> {
         limits: Vec<Limit>,
         next_spec: Option<Box<Spec>>,
     ) -> Result<First> {
-        let options = &self.plan.options;
         let created = Created {
             container: self.container.id.clone(),
             bundle: self.container.bundle.clone(),
             shim: shim.clone(),
             family: self.plan.runtime.family,
-            program: options.runtime.program(&self.settings.config).map(str::to_owned),
+            program: self.plan.runtime.program.clone(),
             cgroup: self.plan.cgroup.clone(),
             limits,
             next_spec,

@@ -39,7 +39,8 @@ use super::output::Output;
 use super::supervisor::{self, Supervision};
 use super::timeline::{Call, Timeline};
 use super::{
-    DriverNetwork, DriverState, Identity, Reservation, Settings, Started, Starting, Task, Tasks, stats,
+    DriverNetwork, DriverState, Identity, Reservation, Settings, Started, Starting, Task, Tasks,
+    auto_runtime, stats,
 };
 use crate::cgroup::{self, Limit};
 use crate::config::Sharing;
@@ -472,6 +473,9 @@ impl Start<'_> {
         }
         // Another program may have unloaded it while the image was pulled.
         security::load_profile(self.plan.confinement.apparmor_profile.as_deref(), Confined::Task).await?;
+        if let Some(crun) = runtime.chosen_crun {
+            auto_runtime::check_unchanged(crun).await?;
+        }
         let create = connection.create(bundle, rootfs, held, requested.process.tty, &runtime.options);
         let create = shim::with_runtime_reason(bundle, create);
         let pid = timeline.step("create", create).await.map_err(|error| naming_program(error, &spec))?;
@@ -507,6 +511,7 @@ impl Start<'_> {
             oom_kills: Some(oom_kills),
             runsc: runtime.options.runsc().map(str::to_owned),
             forwarded,
+            chosen_crun: runtime.chosen_crun.is_some(),
         };
         let (container, task_events) = (self.container.clone(), self.task_events());
         let log_collector = self.tasks.collect_output(bundle, &driver_state, &task_events).await?;

@@ -31,18 +31,31 @@ pub struct Launch {
     pub cookie: Option<String>,
     /// Directories that are put in front of the agent's PATH, see [`Self::look_first_in`].
     path: Vec<PathBuf>,
+    /// Whether those directories are all of the plugin's PATH, see [`Self::look_only_in`].
+    is_whole_path: bool,
     pub environment: Vec<(OsString, OsString)>,
 }
 
 impl Launch {
     pub fn new(binary: &Path) -> Self {
         let cookie = Some(COOKIE.to_owned());
-        Self { binary: binary.to_owned(), cookie, path: Vec::new(), environment: Vec::new() }
+        Self {
+            binary: binary.to_owned(),
+            cookie,
+            path: Vec::new(),
+            is_whole_path: false,
+            environment: Vec::new(),
+        }
     }
 
     /// Puts a directory in front of the plugin's PATH.
     pub fn look_first_in(&mut self, directory: PathBuf) {
         self.path.insert(0, directory);
+    }
+
+    /// Replaces the plugin's PATH.
+    pub fn look_only_in(&mut self, directories: Vec<PathBuf>) {
+        (self.path, self.is_whole_path) = (directories, true);
     }
 
     /// Starts the process and reads both of its pipes.
@@ -59,7 +72,11 @@ impl Launch {
         ]);
         command.envs(self.cookie.iter().map(|cookie| (COOKIE_KEY, cookie)));
         command.envs(self.environment.iter().map(|(key, value)| (key, value)));
-        command.env("PATH", path_with(self.path.iter().map(PathBuf::as_path))?);
+        let path = match self.is_whole_path {
+            true => std::env::join_paths(&self.path)?,
+            false => path_with(self.path.iter().map(PathBuf::as_path))?,
+        };
+        command.env("PATH", path);
         let mut child = command
             .kill_on_drop(true)
             .spawn()

@@ -1,5 +1,6 @@
 //! A task from its start to its end: run, stop, wait, exit status, and starts that fail or wait.
 
+pub mod auto_runtime;
 pub mod events;
 pub mod exit_status;
 pub mod gvisor;
