@@ -16,7 +16,7 @@ use super::start_inputs::FileId;
 use super::{Bundle, Connection, Error, Launcher, LogPaths, Shim, bundles};
 use crate::sys;
 use crate::sys::error_chain::Chained;
-use crate::sys::pidfd::{Init, ProcessHandle};
+use crate::sys::pidfd::{self, Init};
 
 /// Directory of the spares in the state directory. No namespace of containerd's has such a name.
 const DIRECTORY: &str = ".spares";
@@ -100,13 +100,8 @@ impl Place {
     async fn end_shim(&self, shim: &Shim) -> bool {
         let Self { id, bundle, launcher } = self;
         let process = shim.process();
-        let killed = blocking(move || -> std::io::Result<()> {
-            if let Some(shim) = ProcessHandle::open(process)? {
-                shim.kill();
-            }
-            Ok(())
-        });
-        if killed.await.flatten().is_err() || !launcher.exits_within(shim, bundle, id, ENDS).await {
+        let killed = blocking(move || pidfd::kill(process)).await;
+        if killed.is_err() || !launcher.exits_within(shim, bundle, id, ENDS).await {
             return false;
         }
         shim.remove_socket().await;

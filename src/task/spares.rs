@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::container::ContainerHandles;
-use super::{Settings, Tasks};
+use super::{Settings, Tasks, runtime};
 use crate::config::{LogCollection, LogType, PluginConfig};
 use crate::shim::{self, Bundle, Connection, Family, Launcher, Place, Refusal, Shim, Spare, end_left_spares};
 use crate::sys::error_chain::Chained;
@@ -300,9 +300,7 @@ pub(crate) fn kept(config: &PluginConfig) -> usize {
 }
 
 fn family(config: &PluginConfig) -> Family {
-    let PluginConfig { containerd_runtime, runtime_options, .. } = config;
-    let type_url = runtime_options.get(containerd_runtime).and_then(|options| options.type_url.as_deref());
-    Family::of_runtime(containerd_runtime, type_url)
+    runtime::family_of(config, &config.containerd_runtime)
 }
 
 /// Returns the launcher of spares. `None` without a shim, with which the node is unhealthy, which says why.
