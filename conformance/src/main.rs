@@ -16,7 +16,6 @@ mod e2e;
 mod faults;
 mod guest;
 mod hostile;
-mod page;
 mod random;
 mod soak;
 mod suite;

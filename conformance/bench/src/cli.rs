@@ -27,12 +27,20 @@ pub(crate) const NAME: &str = "cli";
 pub(crate) struct Cli {
     environment: Arc<Environment>,
     runtime: PathBuf,
+    /// The seccomp profile of containers, in the words of the OCI specification.
+    profile: Option<serde_json::Value>,
 }
 
 impl Cli {
     /// Returns the path, or `None` if the shim is its own runtime.
     pub(crate) fn of(environment: &Arc<Environment>) -> Option<Self> {
-        Some(Self { environment: Arc::clone(environment), runtime: environment.setup.runtime()?.to_owned() })
+        let runtime = environment.setup.runtime()?.to_owned();
+        Some(Self { environment: Arc::clone(environment), runtime, profile: None })
+    }
+
+    /// Gives containers a seccomp profile.
+    pub(crate) fn with_profile(self, profile: serde_json::Value) -> Self {
+        Self { profile: Some(profile), ..self }
     }
 }
 
@@ -96,7 +104,10 @@ impl Bare {
         let id = Environment::new_id();
         let bundle = cli.environment.directory().join("b").join(&id);
         fs::create_dir_all(bundle.join("rootfs")).with_context(|| format!("make {}", bundle.display()))?;
-        let spec = spec::container(&Environment::cgroup(&id), false);
+        let mut spec = spec::container(&Environment::cgroup(&id), false);
+        if let Some(profile) = &cli.profile {
+            spec["linux"]["seccomp"] = profile.clone();
+        }
         fs::write(bundle.join("config.json"), serde_json::to_vec(&spec)?)?;
         let pipes = talks.then(|| Pipes::make(&bundle, "init", 0, false)).transpose()?;
         let mounts = cli.environment.snapshot(&id).await?;

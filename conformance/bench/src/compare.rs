@@ -10,6 +10,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use super::growth;
 use super::report_data::{Key, Machine, Report, ScalePoint, Series};
 use super::report_file;
 use super::statistics::{Distribution, Estimate, ratio, ratio_within_run};
@@ -194,7 +195,7 @@ fn is_looked_at(other_setup: &str, map: &[(String, String)]) -> bool {
 /// Returns all series of a report: those of single calls, and those of runs with many tasks (`storm-start`,
 /// `storm-exec`, `storm-stop`).
 pub(crate) fn all_series(report: &Report) -> Vec<Series> {
-    let of_scale = report.scale.iter().flat_map(scale_series);
+    let of_scale = growth::merged(&report.scale).into_iter().flat_map(|point| scale_series(&point));
     report.series.iter().cloned().chain(of_scale).collect()
 }
 

@@ -1,9 +1,10 @@
 //! How the cost of one task grows with the number of tasks, and from which number on. Knows what was measured, not
 //! how.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::report_data::ScalePoint;
+use super::statistics::Distribution;
 
 /// Threshold of the knee: the factor by which the start of a task is slower than with the best smaller count.
 pub(crate) const KNEE: f64 = 1.25;
@@ -37,6 +38,46 @@ impl PerTask {
 
 fn sum(parts: &BTreeMap<String, u64>) -> u64 {
     parts.values().sum()
+}
+
+/// Merges the points of a setup and path that have the same number of tasks, one of each round: the medians of their
+/// values, and all of their samples and failures.
+pub(crate) fn merged(points: &[ScalePoint]) -> Vec<ScalePoint> {
+    let mut groups: Vec<Vec<&ScalePoint>> = Vec::new();
+    for point in points {
+        let of = |point: &ScalePoint| (point.setup.clone(), point.path.clone(), point.tasks);
+        match groups.iter_mut().find(|group| of(group[0]) == of(point)) {
+            Some(group) => group.push(point),
+            None => groups.push(vec![point]),
+        }
+    }
+    groups.iter().map(|group| merged_group(group)).collect()
+}
+
+fn merged_group(group: &[&ScalePoint]) -> ScalePoint {
+    let all = |samples: fn(&ScalePoint) -> &Vec<u64>| {
+        group.iter().flat_map(|point| samples(point)).copied().collect::<Vec<_>>()
+    };
+    let median = |values: Vec<u64>| Distribution::of(&values).percentile(0.5).unwrap_or_default();
+    let storm = |of: fn(&ScalePoint) -> u64| median(group.iter().map(|point| of(point)).collect());
+    let parts = |of: fn(&ScalePoint) -> &BTreeMap<String, u64>| {
+        let names: BTreeSet<&String> = group.iter().flat_map(|point| of(point).keys()).collect();
+        let value =
+            |name: &String| median(group.iter().filter_map(|point| of(point).get(name).copied()).collect());
+        names.into_iter().map(|name| (name.clone(), value(name))).collect()
+    };
+    ScalePoint {
+        start_ns: all(|point| &point.start_ns),
+        stop_ns: all(|point| &point.stop_ns),
+        exec_ns: all(|point| &point.exec_ns),
+        start_storm_ns: storm(|point| point.start_storm_ns),
+        stop_storm_ns: storm(|point| point.stop_storm_ns),
+        failures: group.iter().flat_map(|point| point.failures.clone()).collect(),
+        steady_cpu_ns_per_task_second: parts(|point| &point.steady_cpu_ns_per_task_second),
+        memory_bytes: parts(|point| &point.memory_bytes),
+        anonymous_bytes: parts(|point| &point.anonymous_bytes),
+        ..group[0].clone()
+    }
 }
 
 /// Groups points by setup and path, and sorts each group by the number of tasks.
@@ -86,6 +127,7 @@ pub(crate) mod tests {
             failures: Vec::new(),
             steady_cpu_ns_per_task_second: [("shims".to_owned(), 30), ("daemon".to_owned(), 12)].into(),
             memory_bytes: [("shims".to_owned(), u64::from(tasks) * 100), ("daemon".to_owned(), 1000)].into(),
+            anonymous_bytes: BTreeMap::new(),
         }
     }
 
@@ -113,6 +155,17 @@ pub(crate) mod tests {
         assert_eq!(PerTask::of(&failing).start_ns, None);
         let each = PerTask::of(&failing);
         assert_eq!((each.steady_cpu_ns_per_second, each.memory_bytes), (42, 350.0));
+    }
+
+    #[test]
+    fn the_points_of_all_rounds_are_one_with_their_medians() {
+        let mut rounds = [point("direct", 10, 300), point("direct", 10, 100), point("direct", 10, 200)];
+        rounds[1].memory_bytes.clear();
+        rounds[2].failures.push(Failure { turn: 2, error: "refused".to_owned() });
+        let merged = merged(&[&rounds[..], &[point("plugin", 10, 7)]].concat());
+        let [direct, plugin] = &*merged else { panic!("{merged:?}") };
+        assert_eq!((direct.start_storm_ns, direct.start_ns.len(), direct.failures.len()), (200, 30, 1));
+        assert_eq!((direct.memory_bytes["shims"], plugin.start_storm_ns), (1000, 7));
     }
 
     #[test]

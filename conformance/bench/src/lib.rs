@@ -5,6 +5,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a test bench prints to a person")]
 #![allow(clippy::large_futures, reason = "a test bench runs few futures")]
 
+mod agent;
 mod call;
 mod cli;
 mod compare;
@@ -65,6 +66,8 @@ enum Command {
     Run(Box<run::Args>),
     /// Measure how the cost of a task grows with the number of tasks.
     Scale(Box<scale::Args>),
+    /// Measure drivers under a real Nomad agent, docker's too, in turn with each other and with the runtimes alone.
+    Agent(Box<agent::Args>),
     /// Compare two reports, and fail if a series got slower, fails more often or can't be compared.
     Compare(compare::Args),
     /// Render one or more reports as an HTML page.
@@ -85,6 +88,7 @@ impl Args {
             None => self.run.may_run_crun(),
             Some(Command::Run(args)) => args.may_run_crun(),
             Some(Command::Scale(args)) => args.may_run_crun(),
+            Some(Command::Agent(args)) => args.may_run_crun(),
             Some(_) => false,
         }
     }
@@ -97,6 +101,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         None => run::run(&args.run),
         Some(Command::Run(args)) => run::run(args),
         Some(Command::Scale(args)) => scale::run(args),
+        Some(Command::Agent(args)) => agent::run(args),
         Some(Command::Compare(args)) => compare::run(args),
         Some(Command::Report(args)) => report::run(args),
         Some(Command::SelfCheck(args)) => self_check::run(args),

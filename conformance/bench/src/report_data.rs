@@ -58,7 +58,7 @@ pub(crate) struct Settings {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(crate) struct Key {
     pub(crate) setup: String,
-    /// Name of the path: `direct`, `daemon`, `cli`, `plugin`.
+    /// Name of the path: `direct`, `daemon`, `cli`, `plugin`, `agent`.
     pub(crate) path: String,
     /// Name of the call, such as `create`, `exec-first-byte`.
     pub(crate) call: String,
@@ -100,7 +100,7 @@ pub(crate) struct Cost {
     pub(crate) proportional_bytes: BTreeMap<String, u64>,
 }
 
-/// The cost of this many concurrent tasks, by one path on one setup.
+/// The cost of this many concurrent tasks, by one path on one setup. A count may have several, one of each round.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ScalePoint {
     pub(crate) setup: String,
@@ -120,6 +120,9 @@ pub(crate) struct ScalePoint {
     pub(crate) steady_cpu_ns_per_task_second: BTreeMap<String, u64>,
     /// Proportional set size while the tasks ran, by consumer.
     pub(crate) memory_bytes: BTreeMap<String, u64>,
+    /// The part of it that no file has, by consumer. Empty where it wasn't measured.
+    #[serde(default)]
+    pub(crate) anonymous_bytes: BTreeMap<String, u64>,
 }
 
 /// The steps of a driver's starts, or of its teardowns, as the driver itself logs them: medians over the successful

@@ -106,6 +106,7 @@ async fn at(count: u32, target: &Target, steady: Duration, group: Option<&Group>
         failures: Vec::new(),
         steady_cpu_ns_per_task_second: Default::default(),
         memory_bytes: Default::default(),
+        anonymous_bytes: Default::default(),
     };
     let mut tasks = start_all(target, &mut point).await;
     if !tasks.is_empty() {

@@ -18,6 +18,7 @@ pub mod host;
 pub mod hugetlb;
 pub mod interrupt;
 pub mod leaks;
+pub mod page;
 pub mod processes;
 pub mod task;
 pub mod timeline;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use anyhow::{Context as _, Result, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::host::stderr::Lines;
 
@@ -28,6 +28,37 @@ pub struct LoggedTimeline {
 pub fn logged(log: &Lines) -> impl Iterator<Item = Result<LoggedTimeline>> + use<> {
     let lines = log.all().into_iter().filter_map(|line| serde_json::from_str(&line).ok());
     lines.filter(|line: &Value| line["@message"] == "timeline").map(|line| parse(&line))
+}
+
+/// Returns all timelines in the log of an agent, which has the plugin's lines of the level DEBUG in its own form.
+pub fn in_agents_log(log: &str) -> impl Iterator<Item = Result<LoggedTimeline>> {
+    log.lines().filter_map(|line| line.split_once(": timeline: ")).map(|(head, pairs)| {
+        let fields: BTreeMap<_, _> = fields(pairs).collect();
+        let text = |key: &str| fields.get(key).copied().with_context(|| format!("no {key} in {pairs}"));
+        let at = head.split_whitespace().next().unwrap_or_default();
+        parse(&json!({
+            "call": text("call")?,
+            "container": text("container")?,
+            "outcome": text("outcome")?,
+            "@timestamp": at,
+            "total_ms": text("total_ms")?,
+            "containerd_calls": text("containerd_calls")?.parse::<u64>()?,
+            "timeline": text("timeline")?,
+        }))
+    })
+}
+
+/// Returns the fields of a line, `key=value key="some words"`. None of a timeline's has a quote in it.
+fn fields(mut rest: &str) -> impl Iterator<Item = (&str, &str)> {
+    std::iter::from_fn(move || {
+        let (key, after) = rest.split_once('=')?;
+        let (value, after) = match after.strip_prefix('"') {
+            Some(quoted) => quoted.split_once('"')?,
+            None => after.split_once(' ').unwrap_or((after, "")),
+        };
+        rest = after;
+        Some((key.trim(), value))
+    })
 }
 
 fn parse(line: &Value) -> Result<LoggedTimeline> {
@@ -57,8 +88,6 @@ fn parse(line: &Value) -> Result<LoggedTimeline> {
 mod tests {
     use std::time::Duration;
 
-    use serde_json::json;
-
     use super::*;
 
     fn line(timeline: &str) -> Value {
@@ -81,6 +110,19 @@ mod tests {
         assert_eq!(logged.steps["shim"], (1.6, 19.8));
         assert_eq!(logged.steps.len(), 3);
         assert!(parse(&line("")).unwrap().steps.is_empty(), "a call that did nothing has no steps");
+    }
+
+    #[test]
+    fn a_line_is_found_in_the_log_of_an_agent() {
+        let log = "2026-11-30T13:05:01.250Z [INFO]  agent: started\n\
+            \x20   2026-11-30T13:05:01.250Z [DEBUG] client.driver_mgr.containerd-driver: timeline: driver=containerd-driver \
+            call=start container=web-5b0c9d3e8f1a containerd_calls=5 outcome=done timeline=\"image 0.6+0.8 shim 1.6+19.8\" \
+            total_ms=28.4 timestamp=2026-11-30T13:05:01.250Z\n";
+        let all: Vec<_> = in_agents_log(log).collect::<Result<_>>().unwrap();
+        let [logged] = &*all else { panic!("{all:?}") };
+        assert_eq!((&*logged.call, logged.total_ms, logged.containerd_calls), ("start", 28.4, 5));
+        assert_eq!(logged.steps["shim"], (1.6, 19.8));
+        assert_eq!(in_agents_log("x: timeline: call=start").filter(Result::is_err).count(), 1);
     }
 
     #[test]

@@ -25,7 +25,7 @@ use node::Node;
 use steps::Held;
 use watch::Watch;
 
-use crate::page;
+use harness::page;
 
 /// Words that frame the table in a page.
 const FRAME: &str = "hack/cluster";

@@ -1,14 +1,12 @@
 //! The same jobs under Nomad's own docker driver with a dockerd, and under this driver, which answers as `docker`: each
-//! fact that differs has a reason in the table, or fails the run. Or, instead, what both take of time, CPU and memory.
+//! fact that differs has a reason in the table, or fails the run.
 
 mod compare;
 mod explained;
 mod facts;
-mod figures;
 mod grammar;
 mod images;
 mod job;
-mod nomad;
 mod options;
 mod run;
 mod side;
@@ -31,7 +29,7 @@ use run::Outcome;
 use side::Sides;
 use table::Table;
 
-use crate::page;
+use harness::page;
 
 /// Words that frame the table in a page.
 const FRAME: &str = "hack/differ";
@@ -70,13 +68,7 @@ pub struct Args {
     /// Print the jobs instead of running them.
     #[arg(long)]
     list: bool,
-    /// Measure instead what both take for the same jobs: time, CPU and memory.
-    #[arg(long, conflicts_with_all = ["jobs", "only", "short", "facts", "list"])]
-    figures: bool,
-    /// Number of rounds with a single task on each side, made even. All else is measured in a third of that.
-    #[arg(long, default_value_t = 12, requires = "figures")]
-    rounds: usize,
-    /// Page whose table is replaced by this run's: that of explained differences, or that of figures.
+    /// Page whose table of explained differences is replaced by this run's.
     #[arg(long)]
     page: Option<PathBuf>,
     #[command(flatten)]
@@ -109,16 +101,13 @@ impl Args {
 /// # Errors
 /// Fails if one of the sides can't be set up, or with what is left. A difference without a reason is in the exit code.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    if args.figures {
-        return figures::run(args);
-    }
     let jobs = args.wanted()?;
     if args.list {
         jobs.iter().for_each(|job| println!("{}", job.text("differ", "node", "{image}", &str::to_owned)));
         return Ok(ExitCode::SUCCESS);
     }
     println!("{} jobs", jobs.len());
-    let table = on_both_sides(args, |sides, _| {
+    let table = on_both_sides(args, |sides| {
         let table = compare_all(args, sides, &jobs)?;
         print!("{}\n{}", table.open_ends(), table.text());
         if let Some(path) = &args.page {
@@ -130,19 +119,17 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(if table.is_well() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Sets up both sides, does something on them, and asserts that nothing of them is left. `act` gets the versions of the
-/// programs of both.
-fn on_both_sides<T>(args: &Args, act: impl FnOnce(&Sides<'_>, &[String]) -> Result<T>) -> Result<T> {
+/// Sets up both sides, does something on them, and asserts that nothing of them is left.
+fn on_both_sides<T>(args: &Args, act: impl FnOnce(&Sides<'_>) -> Result<T>) -> Result<T> {
     let programs = Programs::find(&args.choice)?;
-    let versions = programs.versions();
-    println!("{}", versions.join(", "));
+    println!("{}", programs.versions().join(", "));
     let environment = TestEnvironment::start_of(programs)?;
     let begun = Instant::now();
     let binaries = [&args.nomad, &args.plugin, &args.dockerd].map(std::path::absolute);
     let [nomad, plugin, dockerd] = binaries;
-    let mut sides = Sides::start(&environment, [&nomad?, &plugin?, &dockerd?], args.figures)?;
+    let mut sides = Sides::start(&environment, [&nomad?, &plugin?, &dockerd?])?;
     println!("both sides are up after {:.1} s", begun.elapsed().as_secs_f32());
-    let made = act(&sides, &versions).map_err(|error| anyhow!("{error:#}\n{}", sides.last_words()))?;
+    let made = act(&sides).map_err(|error| anyhow!("{error:#}\n{}", sides.last_words()))?;
     sides.stop()?;
     drop(sides);
     let directory = environment.directory().to_owned();

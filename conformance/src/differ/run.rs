@@ -5,13 +5,13 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use harness::agent::Client;
+use harness::agent::job_api::{events, is_terminal, until};
+use harness::agent::{Client, JobApi};
 use serde_json::Value;
 
 use super::facts::{Facts, Names, add, add_probed};
 use super::images::AT;
 use super::job::{Ending, Job, KILL_TIMEOUT};
-use super::nomad::{Api, events, is_terminal, until};
 
 /// Timeout of each step of a job's life.
 const STEP: Duration = Duration::from_secs(60);
@@ -26,7 +26,7 @@ const NOT_PLACED: &str = "the job isn't placed on the node";
 
 /// Where jobs run, and how it is looked at.
 pub struct Bench<'a> {
-    pub api: Api,
+    pub api: JobApi,
     pub client: &'a Client,
     /// Name of the node.
     pub node: String,

@@ -5,19 +5,16 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
+use harness::agent::JobApi;
 use harness::agent::config::{DANGLING_KEPT, DEBUG};
 use harness::context::{DockerCluster, DockerDriver, DockerNode, DockerNodeSetup};
 use harness::environment::TestEnvironment;
-use harness::fixture::containerd::DOCKERS_NAMESPACE;
 use harness::fixture::network::Bridge;
-use harness::fixture::process::{Process, output};
-use harness::processes::in_network;
-use serde_json::Value;
+use harness::fixture::process::Process;
 
 use super::facts::Names;
 use super::images;
-use super::nomad::Api;
 use super::run::Bench;
 
 /// The names of the two nodes.
@@ -26,10 +23,6 @@ const NODES: [&str; 2] = ["docker", "here"];
 const BRIDGE: [&str; 2] = ["docker0", "172.17.0.0/16"];
 /// Options of the plugin on both sides.
 const OPTIONS: &str = "allow_caps = [\"all\"]";
-/// The log level of agents that are measured: Nomad's default.
-pub const USUAL_LOG_LEVEL: &str = "INFO";
-/// The default of this driver's option `snapshotter`.
-const SNAPSHOTTER: &str = "overlayfs";
 
 /// The server, the two nodes, and what they share.
 pub struct Sides<'a> {
@@ -43,16 +36,11 @@ pub struct Sides<'a> {
 }
 
 impl<'a> Sides<'a> {
-    /// Starts both sides. The binaries are those of Nomad, the driver and dockerd. Sides that are measured log as an
-    /// operator's do, and each runs copies of its own of all programs.
+    /// Starts both sides. The binaries are those of Nomad, the driver and dockerd.
     ///
     /// # Errors
     /// Says what doesn't come up.
-    pub fn start(
-        environment: &'a TestEnvironment,
-        [nomad, plugin, dockerd]: [&Path; 3],
-        are_measured: bool,
-    ) -> Result<Self> {
+    pub fn start(environment: &'a TestEnvironment, [nomad, plugin, dockerd]: [&Path; 3]) -> Result<Self> {
         let cluster = DockerCluster::start(environment, nomad)?;
         images::push(environment.catalog(), cluster.registry()).context("push the images")?;
         let (files, files_address) = serve_files(environment, cluster.address())?;
@@ -69,8 +57,9 @@ impl<'a> Sides<'a> {
                 bridge: Bridge { name, subnet },
                 options: OPTIONS,
                 dangling_containers: DANGLING_KEPT,
-                log_level: if are_measured { USUAL_LOG_LEVEL } else { DEBUG },
-                has_own_programs: are_measured,
+                log_level: DEBUG,
+                programs: None,
+                adjust: &|_| {},
             })
         };
         let nodes = [start(1, DockerDriver::Nomads, Some(dockerd))?, start(2, DockerDriver::Ours, None)?];
@@ -110,7 +99,7 @@ impl<'a> Sides<'a> {
         let network = fs::metadata(&node.link.namespace)?.ino();
         names.add(format!("net:[{network}]"), "the host's");
         Ok(Bench {
-            api: Api::at(self.cluster.server().http()),
+            api: JobApi::at(self.cluster.server().http()),
             client: &node.agent,
             node: NODES[side].to_owned(),
             allocations: node.agent.allocation_directory(""),
@@ -118,41 +107,6 @@ impl<'a> Sides<'a> {
             places,
             names,
         })
-    }
-
-    /// Returns the processes of a side: the agent and the daemons with all that they have started, but for tasks.
-    ///
-    /// # Errors
-    /// Fails if the side's network namespace is gone.
-    pub fn processes(&self, side: usize) -> Result<Vec<i32>> {
-        in_network(&self.nodes[side].link.namespace)
-    }
-
-    /// Returns dockerd's version, and the name of its storage driver.
-    ///
-    /// # Errors
-    /// Fails if dockerd doesn't answer.
-    pub fn dockerd(&self) -> Result<[String; 2]> {
-        let dockerd = self.nodes[0].dockerd.as_ref().context("docker's side has no dockerd")?;
-        let info: Value = serde_json::from_str(&dockerd.get("/info")?).context("dockerd's description")?;
-        Ok(["ServerVersion", "Driver"].map(|name| info[name].as_str().unwrap_or("unknown").to_owned()))
-    }
-
-    /// Returns the name of this driver's snapshotter.
-    ///
-    /// # Errors
-    /// Fails if the snapshotter has no image of this driver's.
-    pub fn snapshotter(&self) -> Result<&'static str> {
-        let mut command = self.nodes[1].containerd.ctr_command(DOCKERS_NAMESPACE);
-        let listed = output(command.args(["snapshots", "--snapshotter", SNAPSHOTTER, "list"]))?;
-        // The first line has the names of the columns.
-        ensure!(listed.lines().count() > 1, "this driver has no image in the snapshotter {SNAPSHOTTER}");
-        Ok(SNAPSHOTTER)
-    }
-
-    /// Returns the directory of all files of both sides.
-    pub fn directory(&self) -> &Path {
-        self.environment.directory()
     }
 
     /// Returns the ends of both sides' logs.

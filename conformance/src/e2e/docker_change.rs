@@ -215,7 +215,8 @@ fn play(
         // Containers that Nomad doesn't know are soon removed.
         dangling_containers: "period = \"1s\"\n        creation_grace = \"3s\"",
         log_level: DEBUG,
-        has_own_programs: false,
+        programs: None,
+        adjust: &|_| {},
     })?;
     let image = format!("{}/busybox:latest", cluster.registry().address());
     case(&mut node, &image).map_err(|error| anyhow!("{}\n{error:#}", node.last_words()))?;

@@ -28,7 +28,7 @@ use scenario::Scenario;
 use test_bed::TestBed;
 use tokio::runtime::Runtime;
 
-use crate::page;
+use harness::page;
 
 /// Size of containerd's disk: enough for the images of all cases.
 const CONTAINERD_DISK_BYTES: u64 = 512 * 1024 * 1024;

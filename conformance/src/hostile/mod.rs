@@ -28,7 +28,7 @@ use test_bed::TestBed;
 use tokio::runtime::Runtime;
 use trial::Trial;
 
-use crate::page;
+use harness::page;
 
 /// Words that frame the table in a page.
 const FRAME: &str = "hack/hostile";

@@ -16,8 +16,8 @@ use harness::interrupt::{UnderWay, check};
 use node::Node;
 use tokio::runtime::Runtime;
 
-use crate::page;
 use crate::random::Random;
+use harness::page;
 
 /// Words that frame the table in a page.
 const FRAME: &str = "hack/soak";

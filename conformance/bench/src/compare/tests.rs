@@ -176,6 +176,7 @@ fn many_tasks_are_compared_as_any_other_series() {
         failures: Vec::new(),
         steady_cpu_ns_per_task_second: BTreeMap::new(),
         memory_bytes: BTreeMap::new(),
+        anonymous_bytes: BTreeMap::new(),
     };
     let with = |made_at: &str, times| Report { scale: vec![point(times)], ..report(made_at, Vec::new()) };
     let comparison = compare(&with("1", 1), &with("2", 2), &args());

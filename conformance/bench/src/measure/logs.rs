@@ -2,11 +2,11 @@
 //! byte is compared with what the task wrote.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use harness::context::agent::{AgentContext, jobs};
 use harness::interrupt;
 use harness::processes::{cpu_ns, resident_kb};
@@ -18,9 +18,9 @@ use super::{Findings, Session};
 /// Maximum number of rounds. Each takes seconds.
 const ROUNDS: u32 = 5;
 const LIMIT: Duration = Duration::from_secs(180);
-const LOOK: Duration = Duration::from_millis(2);
+pub(crate) const LOOK: Duration = Duration::from_millis(2);
 /// Size of the piece of text that a task writes repeatedly.
-const PIECE_BYTES: usize = 5_000_000;
+pub(crate) const PIECE_BYTES: usize = 5_000_000;
 /// (number of concurrent tasks, number of pieces that each writes): 500 MB in total.
 const SIZES: [(usize, usize); 2] = [(1, 100), (20, 5)];
 const COLLECTORS: [&str; 2] = ["nomad", "driver"];
@@ -42,7 +42,7 @@ pub(crate) struct Logs {
     failures: Vec<String>,
 }
 
-pub(crate) fn measure(session: &Session<'_>, findings: &mut Findings) -> Result<()> {
+pub(super) fn measure(session: &Session<'_>, findings: &mut Findings) -> Result<()> {
     let Some(nomad) = session.nomad else {
         findings.not_measured.push("throughput of logs under an agent: no --nomad".to_owned());
         return Ok(());
@@ -67,7 +67,7 @@ pub(crate) fn measure(session: &Session<'_>, findings: &mut Findings) -> Result<
 }
 
 /// Returns a piece of text, in lines as programs write them.
-fn piece() -> Vec<u8> {
+pub(crate) fn piece() -> Vec<u8> {
     let line = |number: usize| {
         format!("{number:012} 192.0.2.7 GET /index.html 200 4711 0.012 some agent of some browser\n")
     };
@@ -96,10 +96,7 @@ fn write(
     pieces: usize,
 ) -> Result<Run> {
     context.agent.collect_logs_by(collector)?;
-    let script = format!(
-        "trap 'exit 0' TERM; until [ -e /alloc/data/go ]; do sleep 0.05; done; i=0; while [ $i -lt {pieces} ]; do cat /alloc/data/piece; \
-         i=$((i+1)); done; sleep 1000 & wait"
-    );
+    let script = script(pieces);
     let (image, count, piece) = (context.busybox(), tasks.to_string(), piece());
     let variables = [("image", image.as_str()), ("script", &script), ("count", &count)];
     context.submit(name, &job(collector), &variables)?;
@@ -118,30 +115,53 @@ fn write(
     }
     let wanted = (PIECE_BYTES * pieces) as u64;
     for id in &ids {
-        while size(&files(context, id)?) < wanted {
+        while size(&files(&directory(context, id))?) < wanted {
             ensure!(begun.elapsed() < LIMIT, "the output is not there after {LIMIT:?}");
             interrupt::check()?;
             sleep(LOOK);
         }
     }
     let (seconds, cpu_ms) = (begun.elapsed().as_secs_f64(), used() - before);
-    let expected = (0..pieces).fold(Sha256::new(), |sum, _| sum.chain_update(&piece)).finalize();
     for id in &ids {
-        let mut sum = Sha256::new();
-        for (_, path) in files(context, id)? {
-            sum.update(fs::read(path)?);
-        }
-        if sum.finalize() != expected {
-            bail!("what is in the files is not what task {id} wrote");
-        }
+        let is_whole = is_whole(&directory(context, id), &piece, pieces)?;
+        ensure!(is_whole, "what is in the files is not what task {id} wrote");
     }
     Ok(Run { collector, tasks, seconds, cpu_ms, idle_kb })
 }
 
-/// Returns the log files with their numbers, in the order in which they were written.
-fn files(context: &AgentContext, id: &str) -> Result<Vec<(u64, PathBuf)>> {
+fn directory(context: &AgentContext, id: &str) -> PathBuf {
+    context.agent.allocation_directory(id).join("alloc/logs")
+}
+
+/// Returns the script of a task that waits for the file `/alloc/data/go`, and then writes the file `/alloc/data/piece`
+/// so many times.
+pub(crate) fn script(pieces: usize) -> String {
+    format!(
+        "trap 'exit 0' TERM; until [ -e /alloc/data/go ]; do sleep 0.05; done; i=0; while [ $i -lt {pieces} ]; do cat /alloc/data/piece; \
+         i=$((i+1)); done; sleep 1000 & wait"
+    )
+}
+
+/// Returns whether the log files of the task `main` have so many pieces, and nothing else.
+///
+/// # Errors
+/// Fails if a file can't be read.
+pub(crate) fn is_whole(logs: &Path, piece: &[u8], pieces: usize) -> Result<bool> {
+    let expected = (0..pieces).fold(Sha256::new(), |sum, _| sum.chain_update(piece)).finalize();
+    let mut sum = Sha256::new();
+    for (_, path) in files(logs)? {
+        sum.update(fs::read(path)?);
+    }
+    Ok(sum.finalize() == expected)
+}
+
+/// Returns the log files of the task `main` with their numbers, in the order in which they were written.
+///
+/// # Errors
+/// Fails if there is no such directory.
+pub(crate) fn files(logs: &Path) -> Result<Vec<(u64, PathBuf)>> {
     let mut files = Vec::new();
-    for entry in fs::read_dir(context.agent.allocation_directory(id).join("alloc/logs"))? {
+    for entry in fs::read_dir(logs).with_context(|| format!("read {}", logs.display()))? {
         let path = entry?.path();
         let name = path.file_name().and_then(|name| name.to_str()).context("a name that is no text")?;
         if let Some(number) = name.strip_prefix("main.stdout.") {
@@ -152,7 +172,7 @@ fn files(context: &AgentContext, id: &str) -> Result<Vec<(u64, PathBuf)>> {
     Ok(files)
 }
 
-fn size(files: &[(u64, PathBuf)]) -> u64 {
+pub(crate) fn size(files: &[(u64, PathBuf)]) -> u64 {
     files.iter().filter_map(|(_, path)| path.metadata().ok()).map(|file| file.len()).sum()
 }
 

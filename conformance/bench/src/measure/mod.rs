@@ -7,7 +7,7 @@
 mod bare;
 mod ctr;
 mod driven;
-mod logs;
+pub(crate) mod logs;
 mod machine;
 mod network;
 mod output;

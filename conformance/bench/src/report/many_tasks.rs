@@ -28,10 +28,19 @@ const FIGURES: [Figure; 4] = [
     ("memory a task, everybody's share in it", |each| Some(each.memory_bytes / MEBIBYTE), format::mebibytes),
 ];
 
+/// The path whose setups share their drawings: each of them is a driver of its own.
+const SHARED: &str = "agent";
+/// Number of CSS classes of lines whose setups share a drawing.
+const CLASSES: usize = 12;
+
 /// The results of one path on one setup.
 struct Line<'a> {
     path: &'a str,
     setup: &'a str,
+    /// Title of the drawings that the line is in, and its name and CSS class in them.
+    title: &'a str,
+    name: &'a str,
+    class: String,
     each: Vec<PerTask>,
     knee: Option<u32>,
 }
@@ -40,31 +49,40 @@ pub(crate) fn of(points: &[&ScalePoint]) -> String {
     if points.is_empty() {
         return String::new();
     }
-    let lines: Vec<_> = growth::lines(points).iter().map(|points| line(points)).collect();
+    let merged = growth::merged(&points.iter().map(|point| (*point).clone()).collect::<Vec<_>>());
+    let points: Vec<&ScalePoint> = merged.iter().collect();
+    let lines: Vec<_> =
+        growth::lines(&points).iter().enumerate().map(|(number, points)| line(number, points)).collect();
     let mut text = format!(
         "<h2 id=\"many-tasks\">Many tasks</h2>\n<p>A storm asks for all tasks at once. Its time is divided by the tasks. The \
          ring is the knee: the first count with which that is {KNEE} times the best of the smaller counts.</p>\n"
     );
-    let mut setups: Vec<&str> = lines.iter().map(|line| line.setup).collect();
-    setups.dedup();
-    for setup in setups {
-        let of_setup: Vec<&Line<'_>> = lines.iter().filter(|line| line.setup == setup).collect();
-        text += &format!("<h3>{}</h3>\n", escape(setup));
-        text += &keys(of_setup.iter().map(|line| (class(line.path), line.path)));
+    let mut titles: Vec<&str> = lines.iter().map(|line| line.title).collect();
+    titles.dedup();
+    for title in titles {
+        let of_title: Vec<&Line<'_>> = lines.iter().filter(|line| line.title == title).collect();
+        text += &format!("<h3>{}</h3>\n", escape(title));
+        text += &keys(of_title.iter().map(|line| (&*line.class, line.name)));
         let drawings =
-            FIGURES.iter().enumerate().map(|(number, figure)| draw(setup, figure, &of_setup, number == 0));
+            FIGURES.iter().enumerate().map(|(number, figure)| draw(title, figure, &of_title, number == 0));
         text += &format!("<div class=\"drawings\">\n{}</div>\n", drawings.collect::<String>());
     }
-    text + &figures(points, &lines)
+    text + &figures(&points, &lines)
 }
 
-fn line<'a>(points: &[&'a ScalePoint]) -> Line<'a> {
+fn line<'a>(number: usize, points: &[&'a ScalePoint]) -> Line<'a> {
     let each: Vec<_> = points.iter().map(|point| PerTask::of(point)).collect();
-    Line { path: &points[0].path, setup: &points[0].setup, knee: growth::knee(&each), each }
+    let (path, setup) = (&*points[0].path, &*points[0].setup);
+    let (title, name, class) = if path == SHARED {
+        ("under an agent", setup, format!("line-{}", number % CLASSES))
+    } else {
+        (setup, path, class(path).to_owned())
+    };
+    Line { path, setup, title, name, class, knee: growth::knee(&each), each }
 }
 
-fn draw(setup: &str, (name, value, shown): &Figure, lines: &[&Line<'_>], has_knee: bool) -> String {
-    let mut svg = Svg::new(&format!("{setup}: {name}, by number of tasks"), WIDTH, HEIGHT);
+fn draw(title: &str, (name, value, shown): &Figure, lines: &[&Line<'_>], has_knee: bool) -> String {
+    let mut svg = Svg::new(&format!("{title}: {name}, by number of tasks"), WIDTH, HEIGHT);
     let all = || lines.iter().flat_map(|line| &line.each);
     let x = Scale::logarithmic(all().map(|each| f64::from(each.tasks)), LEFT, WIDTH - RIGHT);
     let y = Scale::linear(all().filter_map(value), HEIGHT - BOTTOM, TOP);
@@ -81,16 +99,15 @@ fn draw(setup: &str, (name, value, shown): &Figure, lines: &[&Line<'_>], has_kne
         svg.text((at, HEIGHT - BOTTOM + 18.0), Anchor::Middle, "quiet", &count.to_string());
     }
     for line in lines {
-        let class = class(line.path);
         let points = line.each.iter().filter_map(|each| Some((each.tasks, value(each)?)));
         let points: Vec<_> = points.collect();
         let at = |(tasks, value): &(u32, f64)| (x.at(f64::from(*tasks)), y.at(*value));
-        svg.curve(&points.iter().map(at).collect::<Vec<_>>(), class, line.path);
+        svg.curve(&points.iter().map(at).collect::<Vec<_>>(), &line.class, line.name);
         for point in &points {
-            let tip = format!("{}, {} tasks: {}", line.path, point.0, shown(point.1));
-            svg.dot(at(point), 3.5, class, &tip);
+            let tip = format!("{}, {} tasks: {}", line.name, point.0, shown(point.1));
+            svg.dot(at(point), 3.5, &line.class, &tip);
             if has_knee && line.knee == Some(point.0) {
-                svg.dot(at(point), 7.0, "knee", &format!("the knee of {}", line.path));
+                svg.dot(at(point), 7.0, "knee", &format!("the knee of {}", line.name));
             }
         }
     }

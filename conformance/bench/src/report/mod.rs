@@ -77,7 +77,7 @@ fn name_apart(mut reports: Vec<(&Path, Report)>) -> Result<Vec<Report>> {
 /// Returns the CSS class of a path. Unknown paths share one.
 fn class(path: &str) -> &str {
     match path {
-        "direct" | "daemon" | "cli" | "plugin" => path,
+        "direct" | "daemon" | "cli" | "plugin" | "agent" => path,
         _ => "other",
     }
 }
@@ -87,7 +87,7 @@ fn party_class(party: &str) -> &str {
     match party {
         "shims" => "direct",
         "runtime" => "cli",
-        "daemon" | "plugin" => party,
+        "daemon" | "plugin" | "agent" => party,
         _ => "other",
     }
 }

@@ -55,6 +55,8 @@ pub struct Setup {
     pub plugin_names: &'static [&'static str],
     /// Socket of a dockerd, for which Nomad's own docker driver runs. No plugin is there under its name then.
     pub dockerd: Option<PathBuf>,
+    /// All of the options in the block of the plugin `containerd-driver`, if that is another driver of this name.
+    pub foreign_options: Option<String>,
     /// More of the options in the block of the plugin `containerd-driver`.
     pub plugin_options: String,
     /// More of the options in the block of the plugin `docker`.
@@ -63,6 +65,8 @@ pub struct Setup {
     pub dangling_containers: &'static str,
     /// Nomad's name of the level from which on the agent logs.
     pub log_level: &'static str,
+    /// Variables of the agent's environment, which its plugins inherit.
+    pub variables: Vec<(&'static str, PathBuf)>,
 }
 
 /// The place of a node in a cluster of one machine.
@@ -254,7 +258,11 @@ telemetry {{
 
 /// Returns the blocks of the drivers in the agent's configuration.
 fn plugins(setup: &Setup) -> String {
-    let of_plugin = |name: &&str| if *name == DOCKER { docker(setup) } else { plugin(setup) };
+    let of_plugin = |name: &&str| match &setup.foreign_options {
+        _ if *name == DOCKER => docker(setup),
+        Some(options) => format!("\nplugin \"{DRIVER}\" {{\n  config {{\n{options}\n  }}\n}}\n"),
+        None => plugin(setup),
+    };
     let of_dockerd = setup.dockerd.iter().map(|socket| dockers_own(socket, setup));
     setup.plugin_names.iter().map(of_plugin).chain(of_dockerd).collect()
 }

@@ -9,6 +9,7 @@ mod api;
 mod client;
 pub mod command;
 pub mod config;
+pub mod job_api;
 mod server;
 mod tasks;
 
@@ -28,6 +29,7 @@ pub use allocation::{Allocation, Ended};
 pub use client::Client;
 use config::Ports;
 pub use config::{Consul, Mode, Networks, Place, Setup};
+pub use job_api::JobApi;
 use server::until_it_leads;
 pub use server::{Heartbeats, Server};
 pub use tasks::{SHELL, eventually};
@@ -187,6 +189,7 @@ impl Agent {
         command.arg("-config").arg(self.setup.directory.join(file)).current_dir(&self.setup.directory);
         command.env("TMPDIR", self.setup.temporary()).env(MARK, &self.setup.directory);
         command.env("PATH", path_with(self.setup.programs.iter().map(PathBuf::as_path))?);
+        command.envs(self.setup.variables.iter().map(|(name, value)| (name, value)));
         // Nomad's cloud fingerprinters refuse to start if the variable is set.
         command.env_remove("AWS_CA_BUNDLE");
         Process::spawn("nomad", &mut command, log)

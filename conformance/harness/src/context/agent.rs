@@ -81,10 +81,12 @@ pub fn setup(environment: &TestEnvironment, mode: Mode, nomad: &Path, plugin: &P
         place: None,
         plugin_names: &[DRIVER],
         dockerd: None,
+        foreign_options: None,
         plugin_options: String::new(),
         docker_options: String::new(),
         dangling_containers: DANGLING_KEPT,
         log_level: DEBUG,
+        variables: Vec::new(),
     }
 }
 

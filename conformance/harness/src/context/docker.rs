@@ -9,9 +9,9 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 
 use super::agent;
-use crate::agent::{Agent, DOCKER, Heartbeats, Mode, Place, Server, Setup, lines_of_interest, poll};
+use crate::agent::{Agent, DOCKER, DRIVER, Heartbeats, Mode, Place, Server, Setup, lines_of_interest, poll};
 use crate::environment::TestEnvironment;
-use crate::fixture::containerd::DOCKERS_NAMESPACE;
+use crate::fixture::containerd::{DOCKERS_NAMESPACE, NAMESPACE};
 use crate::fixture::network::{Bridge, NodeLink, within};
 use crate::fixture::process::{output, tail};
 use crate::fixture::programs::copied;
@@ -45,6 +45,8 @@ pub enum DockerDriver {
     Nomads,
     /// This driver.
     Ours,
+    /// Nobody. A plugin answers as `containerd-driver` instead: this driver, or another one of that name.
+    Nobody,
 }
 
 /// The settings of a node.
@@ -68,8 +70,11 @@ pub struct DockerNodeSetup<'a> {
     pub dangling_containers: &'static str,
     /// Nomad's name of the level from which on the agent logs.
     pub log_level: &'static str,
-    /// Whether the node's programs are copies, so that their files' pages are in the memory of this node alone.
-    pub has_own_programs: bool,
+    /// Other programs than those of the test environment. They and Nomad's are copied, so that their files' pages are in
+    /// the memory of this node alone.
+    pub programs: Option<&'a Programs>,
+    /// Changes the agent's setup as the node's last step before the agent starts.
+    pub adjust: &'a dyn Fn(&mut Setup),
 }
 
 pub struct DockerNode<'a> {
@@ -166,7 +171,11 @@ impl<'a> DockerCluster<'a> {
         self.write_hosts(&setup)?;
         setup.dangling_containers = node.dangling_containers;
         setup.log_level = node.log_level;
+        setup.containerd_runtime = containerd.programs().shim_runtime().to_owned();
+        setup.oci_runtime = containerd.programs().oci_runtime().unwrap_or_default();
+        setup.registry_config_dir = setup.dockers_hosts().display().to_string();
         node.driver.set(&mut setup, dockerd.as_ref(), &options);
+        (node.adjust)(&mut setup);
         let agent = Agent::start(setup)?;
         let (environment, before) = (self.environment, Census::default());
         let mut made = DockerNode {
@@ -187,12 +196,13 @@ impl<'a> DockerCluster<'a> {
 
     /// Returns the path of Nomad's binary for a node, and the other programs. Its own ones are made in `directory`.
     fn programs_of(&self, node: &DockerNodeSetup<'_>, directory: &Path) -> Result<(PathBuf, Programs)> {
-        let programs = self.environment.containerd().programs();
-        if !node.has_own_programs {
-            return Ok((self.nomad.clone(), programs.clone()));
+        match node.programs {
+            None => Ok((self.nomad.clone(), self.environment.containerd().programs().clone())),
+            Some(programs) => {
+                let programs = programs.copied_to(directory)?;
+                Ok((copied(&self.nomad, directory)?, programs))
+            }
         }
-        let programs = programs.copied_to(directory)?;
-        Ok((copied(&self.nomad, directory)?, programs))
     }
 
     /// Has this driver speak plain http with the registry.
@@ -209,6 +219,7 @@ impl DockerDriver {
         let (names, socket, options): (&[_], _, _) = match self {
             Self::Nomads => (&[], dockerd.map(Dockerd::socket), of_nomads),
             Self::Ours => (&[DOCKER], None, of_ours),
+            Self::Nobody => (&[DRIVER], None, of_ours),
         };
         setup.plugin_names = names;
         setup.dockerd = socket;
@@ -233,6 +244,9 @@ impl DockerNode<'_> {
 
     /// Waits until the servers know that this driver answers as `docker`, and is healthy.
     fn answers_by(&self, driver: DockerDriver) -> Result<()> {
+        if driver == DockerDriver::Nobody {
+            return self.agent.driver_becomes(true).map(drop);
+        }
         let ours = driver == DockerDriver::Ours;
         let what = if ours { "healthy driver of ours" } else { "healthy driver of Nomad's own" };
         let answers = self.agent.driver_of_until(DOCKER, what, |health| {
@@ -250,9 +264,15 @@ impl DockerNode<'_> {
         let namespace = match driver {
             DockerDriver::Nomads => DOCKERDS_NAMESPACE,
             DockerDriver::Ours => DOCKERS_NAMESPACE,
+            DockerDriver::Nobody => NAMESPACE,
         };
         let census = daemon::take(&self.containerd.socket(), Some(namespace))?;
         Ok(census.of_kind("container record").cloned().collect())
+    }
+
+    /// Returns the directory of this driver's state.
+    pub fn state_dir(&self) -> &Path {
+        &self.state_dir
     }
 
     /// Stops the agent and then dockerd, and leaves what they leave.

@@ -247,9 +247,11 @@ fn setup() -> Setup {
         place: None,
         plugin_names: &[harness::agent::DRIVER],
         dockerd: None,
+        foreign_options: None,
         plugin_options: String::new(),
         docker_options: String::new(),
         dangling_containers: config::DANGLING_KEPT,
         log_level: config::DEBUG,
+        variables: Vec::new(),
     }
 }

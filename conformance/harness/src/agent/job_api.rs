@@ -4,20 +4,21 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use harness::fixture::http;
-use harness::interrupt::check;
 use serde_json::Value;
+
+use crate::fixture::http;
+use crate::interrupt::check;
 
 /// Time between two looks at something that changes.
 const PACE: Duration = Duration::from_millis(60);
 
 /// The HTTP API of a server.
 #[derive(Debug, Clone)]
-pub struct Api {
+pub struct JobApi {
     address: String,
 }
 
-impl Api {
+impl JobApi {
     pub fn at(address: String) -> Self {
         Self { address }
     }

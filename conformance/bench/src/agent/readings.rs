@@ -5,37 +5,28 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use harness::agent::Client;
 use harness::interrupt::check;
 
-use crate::differ::nomad::Api;
+use super::side::Side;
 
 /// Time in which readings are counted.
 const COUNTED: Duration = Duration::from_secs(12);
 /// Time between two looks, in which no two readings come.
 const PACE: Duration = Duration::from_millis(200);
 
-/// Returns how many readings of a task's statistics come in a second, for an allocation of each side.
+/// Returns how many readings of the statistics of an allocation's task come in a second.
 ///
 /// # Errors
 /// Fails if there are fewer than two readings in all the time.
-pub fn rates(tasks: &[(&Client, &str); 2]) -> Result<[f64; 2]> {
-    let mut times = <[BTreeSet<u64>; 2]>::default();
-    let begun = Instant::now();
+pub(crate) fn rate_of(side: &Side<'_>, allocation: &str) -> Result<f64> {
+    let (mut times, begun) = (BTreeSet::new(), Instant::now());
     while begun.elapsed() < COUNTED {
         check()?;
-        for ((client, id), times) in tasks.iter().zip(&mut times) {
-            let usage =
-                Api::at(client.own_http().to_owned()).get(&format!("/v1/client/allocation/{id}/stats"))?;
-            times.extend(usage["Tasks"]["main"]["Timestamp"].as_u64());
-        }
+        let usage = side.own_api().get(&format!("/v1/client/allocation/{allocation}/stats"))?;
+        times.extend(usage["Tasks"]["main"]["Timestamp"].as_u64());
         sleep(PACE);
     }
-    let [docker, here] = times;
-    Ok([
-        rate(&docker).context("statistics of docker's driver")?,
-        rate(&here).context("statistics of this driver")?,
-    ])
+    rate(&times).with_context(|| format!("statistics of {}", side.name()))
 }
 
 /// Returns the number of readings in a second by their times, in nanoseconds.

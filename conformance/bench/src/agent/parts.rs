@@ -1,6 +1,6 @@
-//! CPU time and memory of the daemons of a side, by what they are a part of.
+//! CPU time and memory of the processes of a node, by what they are a part of.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use anyhow::Result;
@@ -8,41 +8,32 @@ use harness::processes::{anonymous_kb, arguments, cpu_ns, proportional_kb};
 
 /// What a process of a node is a part of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Part {
-    /// dockerd or, on the other side, the plugin. Nomad's docker driver itself is in the agent's process.
+pub(crate) enum Part {
+    /// dockerd or a plugin. Nomad's docker driver itself is in the agent's process.
     Engine,
     /// The processes of Nomad's docker driver that read a container's output from dockerd.
     Loggers,
     Containerd,
     Shims,
-    /// All of the above, and whatever else they have started.
-    Daemons,
+    /// Whatever else the daemons have started.
+    Others,
     /// The agent, with a process for the log files of each task.
     Agent,
-    /// The daemons and the agent.
-    Together,
 }
 
 impl Part {
-    pub const ALL: [Self; 7] = [
-        Self::Engine,
-        Self::Loggers,
-        Self::Containerd,
-        Self::Shims,
-        Self::Daemons,
-        Self::Agent,
-        Self::Together,
-    ];
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Engine, Self::Loggers, Self::Containerd, Self::Shims, Self::Others, Self::Agent];
 
-    pub fn name(self) -> &'static str {
+    /// Returns the name of the consumer in reports.
+    pub(crate) fn consumer(self) -> &'static str {
         match self {
-            Self::Engine => "dockerd, or the plugin",
-            Self::Loggers => "`docker_logger`",
-            Self::Containerd => "containerd",
+            Self::Engine => "plugin",
+            Self::Loggers => "docker_logger",
+            Self::Containerd => "daemon",
             Self::Shims => "shims",
-            Self::Daemons => "all daemons",
-            Self::Agent => "the agent and its `logmon`",
-            Self::Together => "daemons and agent together",
+            Self::Others => "others",
+            Self::Agent => AGENT,
         }
     }
 
@@ -51,31 +42,39 @@ impl Part {
         let called = arguments.first().map(String::as_str).unwrap_or_default();
         let program = called.rsplit('/').next().unwrap_or_default();
         match (program, arguments.get(1).map(String::as_str)) {
-            ("dockerd" | "docker-proxy" | "docker", _) => Self::Engine,
+            ("dockerd" | "docker-proxy" | "docker" | "containerd-driver", _) => Self::Engine,
             ("containerd", _) => Self::Containerd,
             (shim, _) if shim.starts_with("containerd-shim-") => Self::Shims,
             (_, Some("docker_logger")) => Self::Loggers,
             (_, Some("agent" | "logmon")) => Self::Agent,
-            _ => Self::Daemons,
+            _ => Self::Others,
         }
     }
 }
 
+/// The consumer in reports that is no daemon: the agent, with its `logmon`.
+pub(crate) const AGENT: &str = "agent";
+
+/// Returns the sum of all consumers but the agent.
+pub(crate) fn of_daemons(parts: &BTreeMap<String, u64>) -> u64 {
+    parts.iter().filter(|(consumer, _)| *consumer != AGENT).map(|(_, value)| value).sum()
+}
+
 /// A look at some processes, with the CPU time that each has used up to then, in nanoseconds.
-pub struct Look {
+pub(crate) struct Look {
     at: Instant,
     clocks: BTreeMap<i32, u64>,
 }
 
 impl Look {
-    pub fn at(processes: &[i32]) -> Self {
+    pub(crate) fn at(processes: &[i32]) -> Self {
         let clocks = processes.iter().filter_map(|pid| Some((*pid, cpu_ns(*pid)?))).collect();
         Self { at: Instant::now(), clocks }
     }
 
-    /// Returns the CPU time since an earlier look in nanoseconds a second, by part. A process that has ended since is
-    /// not counted.
-    pub fn cpu_since(&self, before: &Self) -> BTreeMap<Part, f64> {
+    /// Returns the CPU time since an earlier look in nanoseconds a second, by consumer. A process that has ended since
+    /// is not counted.
+    pub(crate) fn cpu_since(&self, before: &Self) -> BTreeMap<String, f64> {
         let used = |(pid, now): (&i32, &u64)| {
             (arguments(*pid), now.saturating_sub(before.clocks.get(pid).copied().unwrap_or_default()))
         };
@@ -84,30 +83,26 @@ impl Look {
         sums.map(|(part, nanoseconds)| (part, nanoseconds as f64 / seconds)).collect()
     }
 
-    /// Returns the memory that the processes have now, in kB, by part. The pages that several share are divided among
-    /// them.
-    pub fn memory(&self) -> BTreeMap<Part, u64> {
+    /// Returns the memory that the processes have now in bytes, by consumer. The pages that several share are divided
+    /// among them.
+    pub(crate) fn memory(&self) -> BTreeMap<String, u64> {
         self.each(proportional_kb)
     }
 
-    /// Returns the memory without that of files, in kB, by part.
-    pub fn anonymous_memory(&self) -> BTreeMap<Part, u64> {
+    /// Returns the memory without that of files in bytes, by consumer.
+    pub(crate) fn anonymous_memory(&self) -> BTreeMap<String, u64> {
         self.each(anonymous_kb)
     }
 
-    fn each(&self, value: fn(i32) -> Result<u64>) -> BTreeMap<Part, u64> {
-        by_part(self.clocks.keys().filter_map(|pid| Some((arguments(*pid), value(*pid).ok()?))))
+    fn each(&self, kilobytes: fn(i32) -> Result<u64>) -> BTreeMap<String, u64> {
+        by_part(self.clocks.keys().filter_map(|pid| Some((arguments(*pid), kilobytes(*pid).ok()? * 1024))))
     }
 }
 
-fn by_part(values: impl Iterator<Item = (Vec<String>, u64)>) -> BTreeMap<Part, u64> {
-    let mut sums = BTreeMap::from(Part::ALL.map(|part| (part, 0)));
+fn by_part(values: impl Iterator<Item = (Vec<String>, u64)>) -> BTreeMap<String, u64> {
+    let mut sums = BTreeMap::from(Part::ALL.map(|part| (part.consumer().to_owned(), 0)));
     for (arguments, value) in values {
-        let part = Part::of(&arguments);
-        let whole = if part == Part::Agent { Part::Agent } else { Part::Daemons };
-        for sum in BTreeSet::from([part, whole, Part::Together]) {
-            *sums.entry(sum).or_default() += value;
-        }
+        *sums.entry(Part::of(&arguments).consumer().to_owned()).or_default() += value;
     }
     sums
 }
@@ -127,18 +122,19 @@ mod tests {
             ("/opt/nomad-1.11.3 logmon", 32),
             ("/agent/plugins/docker", 64),
             ("runc --root /x delete y", 128),
+            ("/agent/plugins/containerd-driver", 256),
         ];
         let words = |line: &str| line.split(' ').map(str::to_owned).collect();
         let sums = by_part(processes.into_iter().map(|(line, value)| (words(line), value)));
         let expected = [
-            (Part::Engine, 65),
-            (Part::Loggers, 2),
-            (Part::Containerd, 4),
-            (Part::Shims, 8),
-            (Part::Daemons, 207),
-            (Part::Agent, 48),
-            (Part::Together, 255),
+            ("plugin", 321),
+            ("docker_logger", 2),
+            ("daemon", 4),
+            ("shims", 8),
+            ("others", 128),
+            ("agent", 48),
         ];
-        assert_eq!(sums, BTreeMap::from(expected));
+        assert_eq!(sums, expected.map(|(consumer, value)| (consumer.to_owned(), value)).into());
+        assert_eq!(of_daemons(&sums), 463);
     }
 }

@@ -23,19 +23,19 @@ const NO_INPUT: &str = r#"{"stdin":{"close":true}}"#;
 
 /// A command that has ended with exit code 0.
 #[derive(Debug)]
-pub struct Executed {
+pub(crate) struct Executed {
     /// From the connection to the agent to the message of the command's exit.
-    pub took: Duration,
-    pub stdout: Vec<u8>,
+    pub(crate) took: Duration,
+    pub(crate) stdout: Vec<u8>,
     /// From the connection to the agent to the message with the last of stdout.
-    pub printed: Duration,
+    pub(crate) printed: Duration,
 }
 
 /// Runs a command in the task `main` of an allocation.
 ///
 /// # Errors
 /// Fails with the agent's reason, or with the command's output if it ends with another exit code than 0.
-pub fn run(agent: &str, allocation: &str, words: &[&str]) -> Result<Executed> {
+pub(crate) fn run(agent: &str, allocation: &str, words: &[&str]) -> Result<Executed> {
     let command = serde_json::to_string(words)?;
     let path = format!(
         "/v1/client/allocation/{allocation}/exec?task=main&tty=false&command={}",
