@@ -92,8 +92,10 @@ impl Floors {
         let parts_of = |floor: &Floor| {
             let of_runtime =
                 |environment: &&Arc<Environment>| floor.name.starts_with(&environment.setup.name);
-            let parts = self.environments.iter().find(of_runtime).map(|found| found.setup.record().parts);
-            report_data::Setup { name: floor.name.clone(), parts: parts.unwrap_or_default() }
+            let found = self.environments.iter().find(of_runtime);
+            let parts =
+                found.map(|found| ("programs".to_owned(), found.setup.programs.versions().join(", ")));
+            report_data::Setup { name: floor.name.clone(), parts: parts.into_iter().collect() }
         };
         self.all.iter().map(parts_of).collect()
     }

@@ -359,15 +359,7 @@ fn write(args: &Args, heading: &str, report: &Report) -> Result<()> {
 
 /// Returns a setup with its parts as an item of a list.
 fn described(setup: &super::report_data::Setup) -> String {
-    let parts: Vec<_> = setup
-        .parts
-        .iter()
-        .map(|(what, words)| {
-            // Where a program is says nothing on another machine.
-            let words = words.rsplit_once(": ").map_or(&**words, |(_, version)| version);
-            format!("{what} {words}")
-        })
-        .collect();
+    let parts: Vec<_> = setup.parts.iter().map(|(what, words)| format!("{what}: {words}")).collect();
     format!("- {}: {}\n", setup.name, parts.join("; "))
 }
 
@@ -436,13 +428,12 @@ mod tests {
     }
 
     #[test]
-    fn a_setup_is_described_without_the_places_of_its_programs() {
-        let parts =
-            [("plugin", "/t/release/p: 0.1.0, a release build"), ("variation", "name=a,runtime=crun")];
+    fn a_setup_is_an_item_of_a_list() {
+        let parts = [("plugin", "0.1.0, a release build"), ("variation", "name=a,runtime=crun")];
         let parts = parts.map(|(what, words)| (what.to_owned(), words.to_owned())).into();
         assert_eq!(
             described(&Setup { name: "a".to_owned(), parts }),
-            "- a: plugin 0.1.0, a release build; variation name=a,runtime=crun\n"
+            "- a: plugin: 0.1.0, a release build; variation: name=a,runtime=crun\n"
         );
     }
 }

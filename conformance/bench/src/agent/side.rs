@@ -287,16 +287,8 @@ impl<'a> Side<'a> {
     }
 
     fn look_at_parts(&self, programs: &Programs, plugin: &Path) -> Result<Vec<(&'static str, String)>> {
-        let told = |program: &Path, arguments: &[&str]| {
-            let version = version(program, arguments).unwrap_or_else(|| "of an unknown version".to_owned());
-            format!("{}: {version}", program.display())
-        };
-        let mut parts = vec![
-            ("variation", self.variation.words.clone()),
-            ("containerd", told(programs.containerd(), &["--version"])),
-            ("shim", told(programs.shim(), &["-v"])),
-            ("runtime", told(programs.runtime(), &["--version"])),
-        ];
+        let mut parts =
+            vec![("variation", self.variation.words.clone()), ("programs", programs.versions().join(", "))];
         if let Some(dockerd) = &self.node.dockerd {
             let info: Value =
                 serde_json::from_str(&dockerd.get("/info")?).context("dockerd's description")?;
@@ -308,11 +300,12 @@ impl<'a> Side<'a> {
             );
             parts.push(("plugin", format!("dockerd {version} with {storage}")));
         } else if self.variation.driver == Driver::Go {
-            parts.push(("plugin", plugin.display().to_string()));
+            parts.push(("plugin", "nomad-driver-containerd".to_owned()));
             parts.push(("sleep taken out", format!("{} ms", self.sleep.as_millis())));
         } else {
-            let build = build_of(plugin);
-            parts.push(("plugin", format!("{}, a {build} build", told(plugin, &["--version"]))));
+            let version =
+                version(plugin, &["--version"]).unwrap_or_else(|| "of an unknown version".to_owned());
+            parts.push(("plugin", format!("{version}, a {} build", build_of(plugin))));
         }
         Ok(parts)
     }
