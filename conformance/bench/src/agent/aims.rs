@@ -57,7 +57,11 @@ const AIMS: [Aim; 13] = [
         1.0,
     ),
     alone("MiB of a task, 200 tasks, one shim a node", Figure::Memory("shared-node", 200), 0.3),
-    alone("MiB of a task, 200 tasks, one shim an allocation", Figure::Memory("shared-allocation", 200), 0.9),
+    alone(
+        "MiB of a task, 200 tasks, one shim an allocation of four",
+        Figure::Memory("shared-allocation", 200),
+        0.9,
+    ),
     alone("failed of 500 idle tasks", Figure::Failed("runc-logs", 500), 0.0),
     alone("CPU ms a task-second, 500 idle tasks", Figure::Cpu("runc-logs", 500), 0.15),
     over(

@@ -16,7 +16,7 @@ use harness::timeline::LoggedTimeline;
 use super::calls::{EXEC, EXECS, EXIT, FIRST_WRITE, LOGS, OUTPUT, REMOVAL, TIMELINE};
 use super::floor::{Floor, Floors, Times};
 use super::parts::Look;
-use super::side::{Side, Work};
+use super::side::{Side, Work, task_names};
 use super::variation::Driver;
 use super::{exec, readings};
 use crate::cli;
@@ -29,7 +29,9 @@ use crate::timelines;
 
 pub(crate) const PATH: &str = "agent";
 /// The script of a task. It says that it runs by a file, and exits at once on SIGTERM.
-const SCRIPT: &str = "trap 'exit 0' TERM; : >/alloc/data/begun; sleep 100000 & wait";
+const SCRIPT: &str = "trap 'exit 0' TERM; : >/alloc/data/begun-$NOMAD_TASK_NAME; sleep 100000 & wait";
+/// The task of an allocation that has one alone.
+const MAIN: &str = "main";
 /// The command that prints much, and how much it prints. It stays a while: Nomad's docker driver drops what it hasn't
 /// read yet when a command ends.
 const PRINT: [&str; 3] = ["sh", "-c", "cat /alloc/data/pattern; sleep 1"];
@@ -298,17 +300,17 @@ fn single(side: &Side<'_>, name: &str) -> Result<Single> {
 
 fn live(side: &Side<'_>, name: &str) -> Result<Times> {
     let client = side.client();
-    side.submit(name, &Work { script: SCRIPT, count: 1, writes_much: false })?;
+    side.submit(name, &Work { script: SCRIPT, count: 1, group: 1, writes_much: false })?;
     let ids = client.placed(name, 1)?;
     let id = ids.first().context("no allocation")?;
-    client.running(id, "main")?;
-    let begun = side.first_write(id, STEP)?;
+    client.running(id, MAIN)?;
+    let begun = side.first_write(id, MAIN, STEP)?;
     let mut times = Times::new();
     for _ in 0..EXECS {
         times.push((EXEC, exec::run(client.own_http(), id, &["true"])?.took));
     }
     side.stop(name)?;
-    let task = client.dead(id, "main")?;
+    let task = client.dead(id, MAIN)?;
     let at = |kind| Ok::<_, anyhow::Error>(task.event(kind)?.at());
     let killing = at("Killing")?;
     times.push((FIRST_WRITE, begun.duration_since(at("Task Setup")?)?));
@@ -336,12 +338,16 @@ impl<'a, 'b> Many<'a, 'b> {
     /// Starts all tasks at once. Those that don't run are counted.
     fn start(side: &'a Side<'b>, name: String, count: u32) -> Result<Self> {
         let submitted = SystemTime::now();
-        side.submit(&name, &Work { script: SCRIPT, count, writes_much: false })?;
-        let ids = side.client().placed(&name, usize::try_from(count)?)?;
-        let mut point = point(side, count);
+        // The last allocation may have more tasks than there are to be.
+        let group = side.variation.group.min(count);
+        let allocations = count.div_ceil(group);
+        side.submit(&name, &Work { script: SCRIPT, count: allocations, group, writes_much: false })?;
+        let ids = side.client().placed(&name, usize::try_from(allocations)?)?;
+        let mut point = point(side, allocations * group);
         let limit = STEP + STEP_OF_A_TASK * count;
-        for (turn, id) in (0..).zip(&ids) {
-            match side.first_write(id, limit.saturating_sub(submitted.elapsed()?)) {
+        let tasks = ids.iter().flat_map(|id| task_names(group).map(move |task| (id, task)));
+        for (turn, (id, task)) in (0..).zip(tasks) {
+            match side.first_write(id, &task, limit.saturating_sub(submitted.elapsed()?)) {
                 Ok(at) => point.start_ns.push(nanoseconds(at.duration_since(submitted).unwrap_or_default())),
                 Err(error) => point.failures.push(Failure { turn, error: format!("start: {error:#}") }),
             }
@@ -374,12 +380,16 @@ impl<'a, 'b> Many<'a, 'b> {
                 limit,
                 Allocation::is_terminal,
             )?;
-            match ended.task("main").event("Killed") {
-                Ok(event) => {
-                    let took = event.at().duration_since(requested).unwrap_or_default();
-                    self.point.stop_ns.push(nanoseconds(took));
+            for task in task_names(self.side.variation.group.min(self.point.tasks)) {
+                match ended.task(&task).event("Killed") {
+                    Ok(event) => {
+                        let took = event.at().duration_since(requested).unwrap_or_default();
+                        self.point.stop_ns.push(nanoseconds(took));
+                    }
+                    Err(error) => {
+                        self.point.failures.push(Failure { turn, error: format!("stop: {error:#}") });
+                    }
                 }
-                Err(error) => self.point.failures.push(Failure { turn, error: format!("stop: {error:#}") }),
             }
         }
         self.point.stop_storm_ns = self.point.stop_ns.iter().copied().max().unwrap_or_default();
@@ -425,8 +435,8 @@ fn rest(sides: &[&Side<'_>], name: &str, tasks: u32, window: Duration) -> Result
     let after = sides.iter().map(look).collect::<Result<Vec<_>>>()?;
     for ((job, before), after) in jobs.iter_mut().zip(&before).zip(&after) {
         let cpu = after.cpu_since(before).into_iter();
-        job.point.steady_cpu_ns_per_task_second =
-            cpu.map(|(who, ns)| (who, (ns / f64::from(tasks)) as u64)).collect();
+        let tasks = f64::from(job.point.tasks);
+        job.point.steady_cpu_ns_per_task_second = cpu.map(|(who, ns)| (who, (ns / tasks) as u64)).collect();
         job.point.memory_bytes = after.memory();
         job.point.anonymous_bytes = after.anonymous_memory();
         job.look()?;
@@ -450,7 +460,7 @@ fn start_printing<'a, 'b>(side: &'a Side<'b>, turn: u32, pattern: &[u8]) -> Resu
     let job = Many::start(side, format!("print-{turn}"), 1)?;
     let id = job.only()?;
     fs::write(side.allocation(id).join("alloc/data/pattern"), pattern)?;
-    side.client().running(id, "main")?;
+    side.client().running(id, MAIN)?;
     // However it ends.
     let _ = print_all(side, id, pattern);
     Ok(job)
@@ -466,10 +476,10 @@ fn print_all(side: &Side<'_>, id: &str, pattern: &[u8]) -> Result<Duration> {
 /// Has a task write so many pieces, and returns the time until its log files have them.
 fn write(side: &Side<'_>, name: &str, piece: &[u8], pieces: usize) -> Result<Duration> {
     let script = logs::script(pieces);
-    side.submit(name, &Work { script: &script, count: 1, writes_much: true })?;
+    side.submit(name, &Work { script: &script, count: 1, group: 1, writes_much: true })?;
     let ids = side.client().placed(name, 1)?;
     let id = ids.first().context("no allocation")?;
-    side.client().running(id, "main")?;
+    side.client().running(id, MAIN)?;
     let (data, files) = (side.allocation(id).join("alloc/data"), side.allocation(id).join("alloc/logs"));
     fs::write(data.join("piece"), piece)?;
     sleep(REST / 2);

@@ -70,10 +70,12 @@ pub(crate) struct Side<'a> {
     parts: Vec<(&'static str, String)>,
 }
 
-/// A task of a job, and what its job asks for beside it.
+/// What the tasks of a job do, and how many there are.
 pub(crate) struct Work<'a> {
     pub(crate) script: &'a str,
+    /// Number of allocations, and of the tasks of each.
     pub(crate) count: u32,
+    pub(crate) group: u32,
     /// Whether its log files may have hundreds of megabytes.
     pub(crate) writes_much: bool,
 }
@@ -201,6 +203,18 @@ impl<'a> Side<'a> {
             config.insert("logging".to_owned(), json!([{"max_files": files, "max_file_size": size}]));
         }
         let once = nanoseconds(Duration::from_secs(5));
+        let all = work.count.saturating_mul(work.group).max(1);
+        let task = |name: String| {
+            json!({
+                "Name": name,
+                "Driver": self.driver(),
+                "Config": config,
+                "Resources": {"CPU": CPU[0].min(CPU[1] / all).max(1), "MemoryMB": MEMORY_MB},
+                "KillTimeout": nanoseconds(KILL_TIMEOUT),
+                "LogConfig": {"MaxFiles": files, "MaxFileSizeMB": megabytes},
+            })
+        };
+        let tasks: Vec<_> = task_names(work.group).map(task).collect();
         json!({"Job": {
             "ID": name,
             "Name": name,
@@ -213,14 +227,7 @@ impl<'a> Side<'a> {
                 "RestartPolicy": {"Attempts": 0, "Mode": "fail", "Interval": once, "Delay": once},
                 "ReschedulePolicy": {"Attempts": 0, "Unlimited": false},
                 "EphemeralDisk": {"SizeMB": DISK_MB[usize::from(work.writes_much)]},
-                "Tasks": [{
-                    "Name": "main",
-                    "Driver": self.driver(),
-                    "Config": config,
-                    "Resources": {"CPU": CPU[0].min(CPU[1] / work.count.max(1)).max(1), "MemoryMB": MEMORY_MB},
-                    "KillTimeout": nanoseconds(KILL_TIMEOUT),
-                    "LogConfig": {"MaxFiles": files, "MaxFileSizeMB": megabytes},
-                }],
+                "Tasks": tasks,
             }],
         }})
     }
@@ -230,13 +237,13 @@ impl<'a> Side<'a> {
         self.node.agent.allocation_directory(id)
     }
 
-    /// Waits for a task's file `/alloc/data/begun`, and returns the time at which it was made: without a sleep that the
-    /// driver is known for.
+    /// Waits for the file `/alloc/data/begun-<task>` of a task, and returns the time at which it was made: without a sleep
+    /// that the driver is known for.
     ///
     /// # Errors
     /// Carries the allocation's events.
-    pub(crate) fn first_write(&self, id: &str, limit: Duration) -> Result<SystemTime> {
-        let file = self.allocation(id).join("alloc/data/begun");
+    pub(crate) fn first_write(&self, id: &str, task: &str, limit: Duration) -> Result<SystemTime> {
+        let file = self.allocation(id).join(format!("alloc/data/begun-{task}"));
         let written = poll("first write", limit, || Ok(file.exists()));
         written.with_context(|| {
             let allocation = self.client().allocation(id);
@@ -408,6 +415,11 @@ fn profile_below(directory: &Path, depth: u32) -> Option<Value> {
             .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
             .find_map(|entry| profile_below(&entry.path(), depth))
     })
+}
+
+/// Returns the names of the tasks of an allocation.
+pub(crate) fn task_names(group: u32) -> impl Iterator<Item = String> {
+    (0..group).map(|number| if number == 0 { "main".to_owned() } else { format!("main-{number}") })
 }
 
 /// Returns the kind of a build by cargo's directory of it: `debug` or `release`.

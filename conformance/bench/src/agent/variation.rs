@@ -10,13 +10,15 @@ use serde_json::{Map, Value, json};
 use crate::report_data::NotMeasured;
 
 /// Variations that need no words of the caller's. Each is a line as [`Variation::parse`] reads it.
-const BUILT_IN: [&str; 11] = [
+const BUILT_IN: [&str; 13] = [
     "name=docker,driver=docker,most=200",
     "name=as-docker,driver=as-docker,most=200",
     "name=go-driver,driver=go-driver,most=200",
     "name=runc,most=200",
     "name=runc-no-profile,most=200,task.seccomp=false",
     "name=runc-logs,log_collection=driver",
+    "name=runc-no-spares,most=200,spare_shims=0",
+    "name=runc-logs-no-spares,log_collection=driver,spare_shims=0",
     "name=crun,runtime=crun,most=200",
     "name=crun-logs,runtime=crun,log_collection=driver",
     "name=rust-shim,shim=rust,most=200",
@@ -63,11 +65,13 @@ pub(crate) struct Variation {
     pub(crate) task: Map<String, Value>,
     /// Most tasks at a time. More are left out.
     pub(crate) most: u32,
+    /// Number of tasks of an allocation, where there are many tasks.
+    pub(crate) group: u32,
 }
 
 impl Variation {
     /// Parses a line such as `name=a,runtime=crun,log_collection=driver,task.seccomp=false`. The words `driver`, `shim`,
-    /// `runtime` and `most` are the variation's own, those with `task.` in front are options of tasks, and all others
+    /// `runtime`, `most` and `group` are the variation's own, those with `task.` in front are options of tasks, and all others
     /// are options of the plugin.
     ///
     /// # Errors
@@ -82,6 +86,7 @@ impl Variation {
             options: Vec::new(),
             task: Map::new(),
             most: MOST,
+            group: 1,
         };
         for pair in line.split(',') {
             let (key, value) =
@@ -92,7 +97,8 @@ impl Variation {
                 "driver" => made.driver = driver_of(value)?,
                 "shim" => made.shim = Some(value.to_owned()),
                 "runtime" => made.runtime = Some(value.to_owned()),
-                "most" => made.most = value.parse().with_context(|| format!("--variation: {pair}"))?,
+                "most" => made.most = number_of(pair, value)?,
+                "group" => made.group = number_of(pair, value)?,
                 _ => match key.strip_prefix("task.") {
                     Some(option) => drop(made.task.insert(option.to_owned(), json_of(value))),
                     None => made.options.push((key.to_owned(), hcl_of(value))),
@@ -214,6 +220,13 @@ fn driver_of(value: &str) -> Result<Driver> {
     }
 }
 
+/// Returns the number of a word, which is not 0.
+fn number_of(pair: &str, value: &str) -> Result<u32> {
+    let number: u32 = value.parse().with_context(|| format!("--variation: {pair}"))?;
+    ensure!(number > 0, "--variation: {pair}");
+    Ok(number)
+}
+
 /// Returns a value as it is in HCL: a number or a truth value bare, all else as a text.
 fn hcl_of(value: &str) -> String {
     let is_bare = matches!(value, "true" | "false") || value.parse::<f64>().is_ok();
@@ -236,9 +249,10 @@ mod tests {
 
     #[test]
     fn words_are_the_variations_own_those_of_tasks_or_the_plugins() {
-        let line = "name=a,runtime=crun,log_collection=driver,spare_shims=2,task.seccomp=false,most=20";
+        let line =
+            "name=a,runtime=crun,log_collection=driver,spare_shims=2,task.seccomp=false,most=20,group=4";
         let made = Variation::parse(line).unwrap();
-        assert_eq!((&*made.name, made.driver, made.most), ("a", Driver::Ours, 20));
+        assert_eq!((&*made.name, made.driver, made.most, made.group), ("a", Driver::Ours, 20, 4));
         assert_eq!(made.option("log_collection"), Some("driver"));
         assert_eq!(made.option_lines(&["log_collection"]), "spare_shims = 2\n    ");
         assert_eq!(made.task["seccomp"], json!(false));
@@ -247,8 +261,14 @@ mod tests {
 
     #[test]
     fn a_line_that_says_nothing_is_refused() {
-        for wrong in ["runtime=crun", "name=a,crun", "name=a,shim=", "name=a,driver=podman", "name=a,most=x"]
-        {
+        for wrong in [
+            "runtime=crun",
+            "name=a,crun",
+            "name=a,shim=",
+            "name=a,driver=podman",
+            "name=a,most=x",
+            "name=a,group=0",
+        ] {
             assert!(Variation::parse(wrong).is_err(), "{wrong}");
         }
         let foreign = Variation::parse("name=a,driver=docker,spare_shims=2").unwrap_err().to_string();
