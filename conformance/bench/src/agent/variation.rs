@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use crate::report_data::NotMeasured;
 
 /// Variations that need no words of the caller's. Each is a line as [`Variation::parse`] reads it.
-const BUILT_IN: [&str; 13] = [
+const BUILT_IN: [&str; 15] = [
     "name=docker,driver=docker,most=200",
     "name=as-docker,driver=as-docker,most=200",
     "name=go-driver,driver=go-driver,most=200",
@@ -19,6 +19,8 @@ const BUILT_IN: [&str; 13] = [
     "name=runc-logs,log_collection=driver",
     "name=runc-no-spares,most=200,spare_shims=0",
     "name=runc-logs-no-spares,log_collection=driver,spare_shims=0",
+    "name=runc-native,most=200,seccomp_architectures=image",
+    "name=auto-logs,oci_runtime=auto,log_collection=driver",
     "name=crun,runtime=crun,most=200",
     "name=crun-logs,runtime=crun,log_collection=driver",
     "name=rust-shim,shim=rust,most=200",
