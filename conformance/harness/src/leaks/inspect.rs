@@ -195,8 +195,11 @@ pub fn special_files(directory: &Path) -> Vec<PathBuf> {
 /// Lists shims' sockets that have no listener any more, whoever started the shims.
 pub(crate) fn dead_shim_sockets() -> Vec<PathBuf> {
     let bound = fs::read_to_string("/proc/net/unix").unwrap_or_default();
-    let served: HashSet<&str> = bound.lines().filter_map(|line| line.split_whitespace().nth(7)).collect();
-    let dead = |socket: &PathBuf| !served.contains(&*socket.to_string_lossy());
+    let mut served: HashSet<PathBuf> =
+        bound.lines().filter_map(|line| line.split_whitespace().nth(7).map(PathBuf::from)).collect();
+    // The kernel's list has the sockets of this network namespace alone, and a node may be in one of its own.
+    served.extend(processes::all().filter_map(socket_of_shim));
+    let dead = |socket: &PathBuf| !served.contains(socket);
     children(Path::new(shim_sockets::DIRECTORY)).into_iter().filter(dead).collect()
 }
 
