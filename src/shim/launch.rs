@@ -324,10 +324,16 @@ impl Launcher {
     /// hash of what the shim was started with.
     pub(crate) async fn remove_socket(&self, id: &str) {
         let Self { binary: _, runtime: _, namespace, address, events: _, start_inputs: _, family: _ } = self;
-        let hash = Sha256::digest(format!("{address}/{namespace}/{id}"));
-        let name: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
-        blocking::run(move || drop(std::fs::remove_file(Path::new(SOCKET_DIRECTORY).join(name)))).await;
+        let socket = socket(address, namespace, id);
+        blocking::run(move || drop(std::fs::remove_file(socket))).await;
     }
+}
+
+/// Returns the path of the socket of a shim that was launched with these words.
+pub(super) fn socket(address: &str, namespace: &str, id: &str) -> PathBuf {
+    let hash = Sha256::digest(format!("{address}/{namespace}/{id}"));
+    let name: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+    Path::new(SOCKET_DIRECTORY).join(name)
 }
 
 /// Returns the end of a file with a program's output, which is where a program that fails says why.

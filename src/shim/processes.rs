@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use shim_protos::Bootstrap;
 
+use super::launch::socket;
 use super::{Bundle, Error, Launcher, Shim};
 use crate::sys::pidfd::{self, ProcessHandle};
 use crate::sys::procfs::{self, ProcessId, Stat};
@@ -122,28 +123,23 @@ impl Launcher {
     /// runtime that hangs when nobody waits for it any more.
     pub(crate) async fn kill_stale_shims(&self, bundle: &Bundle, id: &str) {
         let (launcher, of, bundle) = (self.clone(), id.to_owned(), bundle.clone());
-        let killed = blocking(move || -> Vec<String> {
-            let kill = |shim: ProcessId| {
+        let killed = blocking(move || {
+            for shim in launcher.shims(&bundle, &of) {
                 // The process is held before the check of its arguments, so that the process that was checked is the
                 // one that is killed.
-                let process = ProcessHandle::open(shim).ok()??;
-                let own = launcher.id_of_shim(shim.pid, &bundle, &of)?;
-                tracing::warn!(container = of, pid = shim.pid, "killing a stale shim");
-                let started = procfs::descendants(shim);
-                process.kill();
-                started.into_iter().for_each(pidfd::kill);
-                Some(own)
-            };
-            launcher.shims(&bundle, &of).into_iter().filter_map(kill).collect()
-        });
-        match killed.await {
-            // The socket's name is made of the id that the shim was launched with.
-            Ok(ids) => {
-                for own in ids.into_iter().filter(|own| own != id) {
-                    self.remove_socket(&own).await;
+                let Ok(Some(process)) = ProcessHandle::open(shim) else { continue };
+                if launcher.is_shim(shim.pid, &bundle, &of) {
+                    tracing::warn!(container = of, pid = shim.pid, "killing a stale shim");
+                    let started = procfs::descendants(shim);
+                    let socket = socket_in(&procfs::command_line(shim.pid));
+                    process.kill();
+                    started.into_iter().for_each(pidfd::kill);
+                    remove(socket);
                 }
             }
-            Err(error) => tracing::warn!(container = id, %error, "can't look for stale shims"),
+        });
+        if let Err(error) = killed.await {
+            tracing::warn!(container = id, %error, "can't look for stale shims");
         }
     }
 
@@ -175,21 +171,15 @@ impl Launcher {
         shims
     }
 
+    /// Returns whether a process is the shim of a container. A shim that was launched ahead of its container has an id of its
+    /// own in its arguments, and the container's bundle as its working directory.
     fn is_shim(&self, pid: i32, bundle: &Bundle, id: &str) -> bool {
-        self.id_of_shim(pid, bundle, id).is_some()
-    }
-
-    /// Returns the id that a process was launched with, if it is the shim of a container. A shim that was launched ahead of
-    /// its container has an id of its own in its arguments, and the container's bundle as its working directory.
-    fn id_of_shim(&self, pid: i32, bundle: &Bundle, id: &str) -> Option<String> {
         if pid <= 1 || !procfs::shares_our_pids(pid) {
-            return None;
+            return false;
         }
         let line = procfs::command_line(pid);
-        if shim_id(&line, &self.namespace, &self.address).is_some_and(|of| of == id) {
-            return Some(id.to_owned());
-        }
-        spare_id(&line).filter(|_| works_in(pid, bundle.directory()))
+        let has_own_id = shim_id(&line, &self.namespace, &self.address).is_some_and(|of| of == id);
+        has_own_id || (is_spare(&line) && works_in(pid, bundle.directory()))
     }
 }
 
@@ -221,30 +211,34 @@ fn real(path: &Path) -> PathBuf {
     }
 }
 
-/// Kills the spares whose directory was one in this directory, and has been removed. Returns their ids.
-pub(super) async fn end_spares_below(directory: &Path) -> Vec<String> {
+/// Kills the spares whose directory was one in this directory, and has been removed, and removes their sockets.
+pub(super) async fn end_spares_below(directory: &Path) {
     let directory = directory.to_owned();
     let kill = move || {
         let directory = real(&directory);
-        let spare = |pid: i32| {
-            let at = removed_directory(pid).filter(|at| at.parent() == Some(&directory))?;
+        for pid in procfs::all_pids().into_iter().filter(|pid| *pid > 1) {
+            let Some(at) = removed_directory(pid).filter(|at| at.parent() == Some(&directory)) else {
+                continue;
+            };
             if !procfs::shares_our_pids(pid) || !works_in(pid, &at) {
-                return None;
+                continue;
             }
-            let process = ProcessHandle::open(ProcessId::of(pid)).ok()??;
-            Some((process, spare_id(&procfs::command_line(pid))?))
-        };
-        let ended =
-            procfs::all_pids().into_iter().filter(|pid| *pid > 1).filter_map(spare).map(|(process, id)| {
+            let Ok(Some(process)) = ProcessHandle::open(ProcessId::of(pid)) else { continue };
+            let line = procfs::command_line(pid);
+            if is_spare(&line) {
                 process.kill();
-                id
-            });
-        ended.collect()
+                remove(socket_in(&line));
+            }
+        }
     };
-    blocking(kill).await.unwrap_or_else(|error| {
+    if let Err(error) = blocking(kill).await {
         tracing::warn!(%error, "can't look for spare shims whose directory was removed");
-        Vec::new()
-    })
+    }
+}
+
+/// Removes the socket of a shim that was killed.
+fn remove(socket: Option<PathBuf>) {
+    socket.into_iter().for_each(|socket| drop(std::fs::remove_file(socket)));
 }
 
 /// Returns whether a process may be a shim by its name, that of containerd's shims or of `binary`, or by its working
@@ -278,10 +272,15 @@ fn shim_id(command_line: &[u8], namespace: &str, address: &str) -> Option<String
     Some(String::from_utf8_lossy(id).into_owned())
 }
 
-/// Returns the id in the command line of a shim that was launched ahead of its container, by whatever configuration.
-fn spare_id(command_line: &[u8]) -> Option<String> {
-    let id = std::str::from_utf8(argument(command_line, "-id")?).ok()?;
-    id.starts_with(SPARE_PREFIX).then(|| id.to_owned())
+/// Returns whether a command line is that of a shim that was launched ahead of its container, by whatever configuration.
+fn is_spare(command_line: &[u8]) -> bool {
+    argument(command_line, "-id").is_some_and(|id| id.starts_with(SPARE_PREFIX.as_bytes()))
+}
+
+/// Returns the socket of a shim by its command line, whose words its name is made of.
+fn socket_in(command_line: &[u8]) -> Option<PathBuf> {
+    let word = |flag| std::str::from_utf8(argument(command_line, flag)?).ok();
+    Some(socket(word("-address")?, word("-namespace")?, word("-id")?))
 }
 
 fn argument<'a>(command_line: &'a [u8], flag: &str) -> Option<&'a [u8]> {
@@ -313,6 +312,9 @@ mod tests {
                 && !is_short_lived(b"")
         );
         assert_eq!(shim_id(b"redis-1\0nomad\0/run/ours\0", "nomad", "/run/ours"), None);
+        // Whatever configuration looks for it.
+        assert_eq!(socket_in(line), Some(socket("/run/ours", "nomad", "redis-1")));
+        assert_eq!(socket_in(b"redis-1\0nomad\0/run/ours\0"), None);
     }
 
     #[tokio::test]

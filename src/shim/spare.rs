@@ -220,9 +220,7 @@ pub(crate) async fn end_left_spares(launcher: &Launcher, state_dir: &Path) -> Re
             left.push(place);
         }
     }
-    for id in end_spares_below(&directory).await {
-        launcher.remove_socket(&id).await;
-    }
+    end_spares_below(&directory).await;
     Ok(left)
 }
 

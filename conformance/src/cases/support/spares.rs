@@ -24,12 +24,17 @@ pub fn all(case: &CaseContext) -> Vec<i32> {
     spares
 }
 
-/// Waits until there are as many as a driver keeps by default, and returns them.
+/// Waits until there are as many as a driver keeps by default, whose launches are over, and returns them.
 ///
 /// # Errors
 /// Fails if they aren't there in time.
 pub async fn all_there(case: &CaseContext) -> Result<Vec<i32>> {
-    until(LIMIT, "all spare shims", || all(case).len() == KEPT).await?;
+    let are_there = || {
+        let launched =
+            children(&directory(case)).into_iter().filter(|place| place.join("shim.json").exists());
+        all(case).len() == KEPT && launched.count() == KEPT
+    };
+    until(LIMIT, "all spare shims", are_there).await?;
     Ok(all(case))
 }
 
