@@ -34,7 +34,7 @@ impl Launcher {
     ///
     /// # Errors
     /// When no process has those arguments, or more than one.
-    pub(crate) async fn identify(
+    async fn identify(
         &self,
         bootstrap: Bootstrap,
         bundle: &Bundle,
@@ -56,6 +56,23 @@ impl Launcher {
             }
             _ => Err(Error::Unidentified { binary: self.binary.clone(), id: id.to_owned(), reported_pid }),
         }
+    }
+
+    /// Identifies the process of a shim which has just been started, and writes the shim down in the bundle.
+    ///
+    /// # Errors
+    /// When the process can't be told, or the shim not be written down.
+    pub(crate) async fn note_shim(
+        &self,
+        bootstrap: Bootstrap,
+        bundle: &Bundle,
+        id: &str,
+        reported_pid: i32,
+    ) -> Result<Shim, Error> {
+        let shim = self.identify(bootstrap, bundle, id, reported_pid).await?;
+        let written = shim.clone();
+        bundle.off_thread(move |bundle| bundle.write_shim(&written)).await?;
+        Ok(shim)
     }
 
     /// Returns the process of a shim that was started earlier. `None` if it has ended. A shim whose pid was not known
@@ -178,8 +195,8 @@ impl Launcher {
             return false;
         }
         let line = procfs::command_line(pid);
-        let has_own_id = shim_id(&line, &self.namespace, &self.address).is_some_and(|of| of == id);
-        has_own_id || (is_spare(&line) && works_in(pid, bundle.directory()))
+        is_shim_of(&line, &self.namespace, &self.address, id)
+            || (is_spare(&line) && works_in(pid, bundle.directory()))
     }
 }
 
@@ -263,13 +280,11 @@ pub(crate) async fn blocking<T: Send + 'static>(look: impl FnOnce() -> T + Send 
     looked.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?.map_err(io::Error::other)
 }
 
-/// Returns the id in a command line that is that of a shim of the driver's. A shim's process has the arguments that its
+/// Returns whether a command line is that of the driver's shim for `id`. A shim's process has the arguments that its
 /// binary was started with.
-fn shim_id(command_line: &[u8], namespace: &str, address: &str) -> Option<String> {
-    let is = |flag, value: &str| argument(command_line, flag) == Some(value.as_bytes());
-    let is_ours = is("-namespace", namespace) && is("-address", address);
-    let id = argument(command_line, "-id").filter(|_| is_ours)?;
-    Some(String::from_utf8_lossy(id).into_owned())
+fn is_shim_of(command_line: &[u8], namespace: &str, address: &str, id: &str) -> bool {
+    let has = |flag, value: &str| argument(command_line, flag) == Some(value.as_bytes());
+    has("-namespace", namespace) && has("-address", address) && has("-id", id)
 }
 
 /// Returns whether a command line is that of a shim that was launched ahead of its container, by whatever configuration.
@@ -302,16 +317,16 @@ mod tests {
     fn a_shim_is_recognized_by_namespace_address_and_id() {
         let line =
             b"/usr/bin/containerd-shim-runc-v2\0-namespace\0nomad\0-id\0redis-1\0-address\0/run/ours\0";
-        let id = |namespace: &str, address: &str| shim_id(line, namespace, address);
-        assert_eq!(id("nomad", "/run/ours").as_deref(), Some("redis-1"));
-        assert_eq!(id("nomad", "/run/containerd/containerd.sock"), None);
-        assert_eq!(id("moby", "/run/ours"), None);
+        assert!(is_shim_of(line, "nomad", "/run/ours", "redis-1"));
+        assert!(!is_shim_of(line, "nomad", "/run/ours", "redis-2"));
+        assert!(!is_shim_of(line, "nomad", "/run/containerd/containerd.sock", "redis-1"));
+        assert!(!is_shim_of(line, "moby", "/run/ours", "redis-1"));
         assert!(
             !is_short_lived(line)
                 && is_short_lived(b"/bin/shim\0-id\0redis-1\0delete\0")
                 && !is_short_lived(b"")
         );
-        assert_eq!(shim_id(b"redis-1\0nomad\0/run/ours\0", "nomad", "/run/ours"), None);
+        assert!(!is_shim_of(b"redis-1\0nomad\0/run/ours\0", "nomad", "/run/ours", "redis-1"));
         // Whatever configuration looks for it.
         assert_eq!(socket_in(line), Some(socket("/run/ours", "nomad", "redis-1")));
         assert_eq!(socket_in(b"redis-1\0nomad\0/run/ours\0"), None);

@@ -46,8 +46,8 @@ impl Place {
     ///
     /// # Errors
     /// As the launch of any shim; [`Self::clear`] removes what is left of it.
-    pub(crate) async fn launch(&self, holds_pipes: bool) -> Result<Spare, Error> {
-        let Self { id, bundle, launcher } = self;
+    pub(crate) async fn launch(self: &Arc<Self>, holds_pipes: bool) -> Result<Spare, Error> {
+        let Self { id, bundle, launcher } = &**self;
         let path = launcher.binary.clone();
         let make = move |bundle: &Bundle| -> Result<(Option<FileId>, Vec<OwnedFd>), Error> {
             let binary = FileId::of(&path);
@@ -63,10 +63,8 @@ impl Place {
         let bootstrap = launcher.start(bundle, id, &readers).await?;
         let connection = Connection::open(&bootstrap, id).await?;
         let pid = connection.pid_of_fresh_shim().await?;
-        let shim = launcher.identify(bootstrap, bundle, id, pid).await?;
-        let written = shim.clone();
-        bundle.off_thread(move |bundle| bundle.write_shim(&written)).await?;
-        let place = Self { id: id.clone(), bundle: bundle.clone(), launcher: launcher.clone() };
+        let shim = launcher.note_shim(bootstrap, bundle, id, pid).await?;
+        let place = Arc::clone(self);
         let process = Init::open(shim.process()).map(Arc::new);
         Ok(Spare { place, binary, shim, holds_pipes, process })
     }
@@ -121,7 +119,7 @@ impl Place {
 
 /// A shim without a container.
 pub(crate) struct Spare {
-    place: Place,
+    place: Arc<Place>,
     /// The file that the shim runs: another one may be at its path by now.
     binary: Option<FileId>,
     shim: Shim,
@@ -147,7 +145,7 @@ impl Spare {
     }
 
     /// Returns whether the file that the shim runs is still at its path.
-    pub(crate) async fn is_current(&self) -> bool {
+    async fn is_current(&self) -> bool {
         let path = self.place.launcher.binary.clone();
         let now = sys::blocking::run(move || FileId::of(&path)).await;
         now.is_some() && now == self.binary
@@ -255,7 +253,7 @@ mod tests {
         bundle.create(Path::new("/bin/shim")).unwrap();
         let launcher = launcher("/bin/false", state.path());
         assert!(end_left_spares(&launcher, state.path()).await.unwrap().is_empty() && !bundle.exists());
-        let place = Place::new(&launcher, state.path());
+        let place = Arc::new(Place::new(&launcher, state.path()));
         assert!(place.launch(true).await.is_err() && place.clear().await);
         assert_eq!(bundles(state.path(), DIRECTORY).unwrap(), [""; 0], "a failed launch leaves nothing");
     }

@@ -60,7 +60,7 @@ impl Samples {
     pub(crate) fn record(&mut self, key: Key, turn: u32, outcome: Result<Duration>) {
         let series = self.expect(key);
         match outcome {
-            Ok(took) => series.samples_ns.push(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX)),
+            Ok(took) => series.samples_ns.push(nanoseconds(took)),
             Err(error) => series.failures.push(Failure { turn, error: format!("{error:#}") }),
         }
     }
@@ -81,6 +81,11 @@ impl Samples {
     pub(crate) fn into_series(self) -> Vec<Series> {
         self.series
     }
+}
+
+/// Returns a time as samples have it.
+pub(crate) fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ use super::cost::{Group, Memory};
 use super::path::Container;
 use super::progress::Progress;
 use super::report_data::{Failure, ScalePoint, Settings};
+use super::samples::nanoseconds;
 use super::setups::{SetupArgs, Setups};
 use super::target::Target;
 
@@ -244,8 +245,4 @@ async fn stop_all(tasks: Tasks, point: &mut ScalePoint) {
 
 fn fail(point: &mut ScalePoint, turn: u32, what: &str, error: &anyhow::Error) {
     point.failures.push(Failure { turn, error: format!("{what}: {error:#}") });
-}
-
-fn nanoseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }

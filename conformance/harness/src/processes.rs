@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use nix::time::{clock_getcpuclockid, clock_gettime};
@@ -19,6 +19,12 @@ pub fn all() -> impl Iterator<Item = i32> {
     entries
         .filter_map(|entry| entry.file_name().to_str().and_then(|name| name.parse().ok()))
         .filter(move |pid| *pid != own)
+}
+
+/// Returns the paths of what a process has open, as the kernel shows them.
+pub fn open_files(pid: impl std::fmt::Display) -> Vec<PathBuf> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().filter_map(Result::ok);
+    entries.filter_map(|entry| fs::read_link(entry.path()).ok()).collect()
 }
 
 /// Returns the processes whose environment has exactly `variable` (`NAME=value`).

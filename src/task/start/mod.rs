@@ -351,9 +351,7 @@ impl Start<'_> {
         let bootstrap = timeline.step("shim/exec", launcher.start(bundle, id, &inherited)).await?;
         let connection = timeline.step("shim/connect", Connection::open(&bootstrap, id)).await?;
         let shim_pid = timeline.step("shim/ask", connection.pid_of_fresh_shim()).await?;
-        let shim = launcher.identify(bootstrap, bundle, id, shim_pid).await?;
-        let written = shim.clone();
-        bundle.off_thread(move |bundle| bundle.write_shim(&written)).await?;
+        let shim = launcher.note_shim(bootstrap, bundle, id, shim_pid).await?;
         Ok((connection, shim))
     }
 

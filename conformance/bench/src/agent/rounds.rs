@@ -23,7 +23,7 @@ use crate::cli;
 use crate::measure::logs;
 use crate::progress::Progress;
 use crate::report_data::{Failure, Key, ScalePoint, Timeline};
-use crate::samples::{Conditions, Samples};
+use crate::samples::{Conditions, Samples, nanoseconds};
 use crate::schedule::order;
 use crate::timelines;
 
@@ -500,10 +500,6 @@ fn write(side: &Side<'_>, name: &str, piece: &[u8], pieces: usize) -> Result<Dur
 fn pattern() -> Vec<u8> {
     let groups = OUTPUT_BYTES as u64 / 8;
     (0..groups).flat_map(|count| count.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes()).collect()
-}
-
-fn nanoseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

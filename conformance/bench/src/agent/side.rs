@@ -22,6 +22,7 @@ use serde_json::{Map, Value, json};
 
 use super::variation::{Driver, Variation};
 use crate::report_data;
+use crate::samples::nanoseconds;
 use crate::setup::version;
 
 /// docker's default bridge, which is the bridge of this driver under the name `docker`, and its subnet.
@@ -427,10 +428,6 @@ fn build_of(binary: &Path) -> String {
     let directory = binary.parent().and_then(Path::file_name).unwrap_or_default();
     let kind = directory.to_string_lossy();
     if matches!(&*kind, "debug" | "release") { kind.into_owned() } else { "unknown".to_owned() }
-}
-
-fn nanoseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use anyhow::Result;
 use harness::interrupt;
 use serde_json::{Value, json};
 
+use crate::samples::nanoseconds;
 use crate::statistics::Distribution;
 
 /// Size of the output of the measured exec.
@@ -180,7 +181,7 @@ impl Table {
         }
         let Some(series) = self.series.iter_mut().find(is_it) else { return };
         match outcome {
-            Ok(took) => series.samples_ns.push(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX)),
+            Ok(took) => series.samples_ns.push(nanoseconds(took)),
             Err(error) => series.failures.push(format!("{error:#}")),
         }
     }

@@ -11,6 +11,7 @@ use harness::fixture::archive::{docker_archive_of, gzip};
 use harness::fixture::image::Image;
 use harness::host::Plugin;
 use harness::leaks::inspect::listed;
+use harness::processes::open_files;
 use harness::task::Task;
 use serde_json::{Value, json};
 
@@ -255,11 +256,7 @@ async fn reading_an_archive_ends_when_nobody_waits_for_it(case: &CaseContext, pl
     std::fs::create_dir_all(case.directory())?;
     std::fs::write(&path, gibibyte.repeat(48))?;
     let pid = plugin.pid();
-    let scratch = move || {
-        let links = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-        let mut targets = links.filter_map(|link| std::fs::read_link(link.path()).ok());
-        targets.any(|target| target.to_string_lossy().contains("/alloc/"))
-    };
+    let scratch = move || open_files(pid).iter().any(|target| target.to_string_lossy().contains("/alloc/"));
     let config = config! { image = path.display().to_string(), image_pull_timeout = "2s" };
     let task = case.prepare(plugin, &config).await?;
     let (answer, begun) = tokio::join!(

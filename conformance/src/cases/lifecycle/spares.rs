@@ -1,7 +1,6 @@
 //! Spare shims: launched before their tasks, taken by starts, renewed, and gone with the plugin or its successor.
 
 use std::fs;
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -9,7 +8,7 @@ use harness::context::CaseContext;
 use harness::fixture::containerd::NAMESPACE;
 use harness::host::Plugin;
 use harness::leaks::inspect::{children, find_processes};
-use harness::processes::alive;
+use harness::processes::{alive, open_files};
 use harness::task::LIMIT;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
@@ -132,7 +131,7 @@ async fn one_has_the_log_pipes_where_the_driver_collects_the_output(case: &CaseC
     for stream in ["stdout", "stderr"] {
         let pipe = case.bundle()?.join(stream);
         ensure!(
-            holds(shim, &pipe),
+            open_files(shim).contains(&pipe),
             "the shim doesn't hold {}, which has no reader without a plugin",
             pipe.display()
         );
@@ -221,13 +220,6 @@ async fn use_none_on_another_file_system(case: &CaseContext) -> Result<()> {
     until(LIMIT, "end of those that are of no use", || before.iter().all(|pid| !alive(*pid))).await?;
     ensure!(spares(case).is_empty(), "new ones are launched, which no start can use");
     plugin.shut_down().await
-}
-
-/// Returns whether a process has a file open.
-fn holds(pid: i32, path: &Path) -> bool {
-    children(&Path::new("/proc").join(pid.to_string()).join("fd"))
-        .iter()
-        .any(|descriptor| fs::read_link(descriptor).is_ok_and(|target| target == path))
 }
 
 async fn none_is_kept_without_a_start_for_a_while(case: &CaseContext) -> Result<()> {
