@@ -16,7 +16,6 @@ use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use command_fds::{CommandFdExt, FdMapping};
-use sha2::{Digest, Sha256};
 use shim_protos::{Bootstrap, StartInput, StartParams};
 use tokio::io::AsyncReadExt as _;
 use tokio::process::Command;
@@ -24,15 +23,13 @@ use tokio::process::Command;
 use super::processes;
 use super::runtime::{find_shim, is_executable};
 use super::start_inputs::{FileId, StartInputs};
-use super::{Bundle, DEFAULT_PATH, Error, EventSocket, Family, excerpt};
+use super::{Bundle, DEFAULT_PATH, Error, EventSocket, Family, excerpt, socket};
 use crate::gvisor;
 use crate::sys::blocking;
 use crate::sys::os_error::{is_transient, reports_transient};
 use crate::sys::process_group;
 
 const START_TIMEOUT: Duration = Duration::from_secs(20);
-/// Directory of the shims' sockets, which is compiled into them.
-const SOCKET_DIRECTORY: &str = "/run/containerd/s";
 /// Timeout of `-v` and `--version`, which only print.
 const VERSION_TIMEOUT: Duration = Duration::from_secs(5);
 /// Timeout of `delete`, which kills and removes the container by the runtime.
@@ -324,16 +321,9 @@ impl Launcher {
     /// hash of what the shim was started with.
     pub(crate) async fn remove_socket(&self, id: &str) {
         let Self { binary: _, runtime: _, namespace, address, events: _, start_inputs: _, family: _ } = self;
-        let socket = socket(address, namespace, id);
+        let socket = socket::path(address, namespace, id);
         blocking::run(move || drop(std::fs::remove_file(socket))).await;
     }
-}
-
-/// Returns the path of the socket of a shim that was launched with these words.
-pub(super) fn socket(address: &str, namespace: &str, id: &str) -> PathBuf {
-    let hash = Sha256::digest(format!("{address}/{namespace}/{id}"));
-    let name: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
-    Path::new(SOCKET_DIRECTORY).join(name)
 }
 
 /// Returns the end of a file with a program's output, which is where a program that fails says why.

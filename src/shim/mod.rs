@@ -16,6 +16,7 @@ mod options;
 mod processes;
 mod runtime;
 mod runtime_log;
+mod socket;
 mod spare;
 mod staged_mounts;
 mod start_inputs;

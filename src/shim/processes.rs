@@ -11,8 +11,7 @@ use std::time::Duration;
 
 use shim_protos::Bootstrap;
 
-use super::launch::socket;
-use super::{Bundle, Error, Launcher, Shim};
+use super::{Bundle, Error, Launcher, Shim, socket};
 use crate::sys::pidfd::{self, ProcessHandle};
 use crate::sys::procfs::{self, ProcessId, Stat};
 
@@ -295,7 +294,7 @@ fn is_spare(command_line: &[u8]) -> bool {
 /// Returns the socket of a shim by its command line, whose words its name is made of.
 fn socket_in(command_line: &[u8]) -> Option<PathBuf> {
     let word = |flag| std::str::from_utf8(argument(command_line, flag)?).ok();
-    Some(socket(word("-address")?, word("-namespace")?, word("-id")?))
+    Some(socket::path(word("-address")?, word("-namespace")?, word("-id")?))
 }
 
 fn argument<'a>(command_line: &'a [u8], flag: &str) -> Option<&'a [u8]> {
@@ -328,7 +327,7 @@ mod tests {
         );
         assert!(!is_shim_of(b"redis-1\0nomad\0/run/ours\0", "nomad", "/run/ours", "redis-1"));
         // Whatever configuration looks for it.
-        assert_eq!(socket_in(line), Some(socket("/run/ours", "nomad", "redis-1")));
+        assert_eq!(socket_in(line), Some(socket::path("/run/ours", "nomad", "redis-1")));
         assert_eq!(socket_in(b"redis-1\0nomad\0/run/ours\0"), None);
     }
 
