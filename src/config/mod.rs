@@ -35,7 +35,7 @@ pub(crate) use logging::{
 };
 pub(crate) use plugin::{
     Auth, Bridge, ImageGc, Inline, LogCollection, PluginConfig, PluginDevices, PluginLimits, Pulls,
-    ResolvedPath, RuntimeOptions, SecurityPolicy, TaskDirectory,
+    ResolvedPath, RuntimeOptions, SecurityPolicy, ShimSharing, TaskDirectory,
 };
 pub(crate) use seccomp_architectures::SeccompArchitectures;
 #[cfg(test)]

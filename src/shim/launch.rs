@@ -23,7 +23,7 @@ use tokio::process::Command;
 use super::processes;
 use super::runtime::{find_shim, is_executable};
 use super::start_inputs::{FileId, StartInputs};
-use super::{Bundle, DEFAULT_PATH, Error, EventSocket, Family, excerpt, socket};
+use super::{Bundle, DEFAULT_PATH, Error, EventSocket, FIRST_INHERITED_FD, Family, excerpt, socket};
 use crate::gvisor;
 use crate::sys::blocking;
 use crate::sys::os_error::{is_transient, reports_transient};
@@ -39,10 +39,6 @@ const DELETE_TIMEOUT: Duration = Duration::from_secs(60);
 const MAX_ANSWER_BYTES: u64 = 64 * 1024;
 /// Maximum number of bytes that are quoted from the end of a binary's stderr.
 const MAX_QUOTED_BYTES: u64 = 4096;
-
-/// Number of the first descriptor that a shim keeps for its task: far above those that it gives its own children by
-/// number.
-const FIRST_INHERITED_FD: i32 = 100;
 
 /// Returns what a program prints for `--version`, of which the first [`MAX_QUOTED_BYTES`] count.
 ///

@@ -6,6 +6,7 @@
 mod bundle;
 mod connection;
 mod crun;
+mod descriptor_store;
 mod events;
 mod excerpt;
 mod family;
@@ -16,6 +17,7 @@ mod options;
 mod processes;
 mod runtime;
 mod runtime_log;
+mod shared;
 mod socket;
 mod spare;
 mod staged_mounts;
@@ -34,6 +36,7 @@ use crate::sys::procfs::ProcessId;
 pub(crate) use bundle::{Bundle, bundles};
 pub(crate) use connection::{Connection, ExecIo, PendingWait, ProcessExit, State, wait_pending};
 pub(crate) use crun::{unfit as unfit_crun, unfit_by_cgroups as unfit_crun_by_cgroups};
+pub(crate) use descriptor_store::DescriptorStore;
 pub(crate) use events::{BundleEventSocket, EventSocket};
 pub(crate) use excerpt::head as read_head;
 pub(crate) use family::Family;
@@ -44,7 +47,8 @@ pub(crate) use options::CreateOptions;
 pub(crate) use processes::blocking as look_at_processes;
 pub(crate) use runtime::{RUNC, find_shim, identify_program, require_program, sets_oom_scores};
 pub(crate) use runtime_log::with_runtime_reason;
-pub(crate) use spare::{Place, Refusal, Spare, end_left_spares};
+pub(crate) use shared::{Found, ShareKey, SharedPlace, find_shared};
+pub(crate) use spare::{Holds, Place, Refusal, Spare, end_left_spares};
 pub(crate) use staged_mounts::StagedMount;
 pub(crate) use start_inputs::{FileId, StartInputs};
 
@@ -57,6 +61,9 @@ pub(crate) struct Shim {
     /// earlier build of the plugin wrote this down.
     #[serde(default)]
     pub started_ticks: u64,
+    /// The shim's own id, if it is one that has the containers of several tasks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shared: Option<String>,
 }
 
 impl Shim {
@@ -81,6 +88,11 @@ impl Shim {
             // An agent in a container may not lower the score, which is no reason to warn at each start.
             tracing::debug!(file, score, %error, "can't set the shim's OOM score");
         }
+    }
+
+    /// Returns whether other tasks may have this shim, too.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.shared.is_some()
     }
 
     pub(super) fn process(&self) -> ProcessId {
@@ -241,6 +253,9 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Timeout of calls for which the shim forks the runtime. A deadline kills the runtime in the middle, so this one is
 /// long enough for any runtime that doesn't hang.
 const RUNTIME_CALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// Number of the first descriptor that a shim keeps for its tasks: far above those that it gives its own children by
+/// number.
+const FIRST_INHERITED_FD: i32 = 100;
 /// The PATH in which binaries are found if the agent's environment has none.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 

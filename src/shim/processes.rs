@@ -51,7 +51,7 @@ impl Launcher {
         });
         match found.await.as_deref() {
             Ok([shim]) if shim.pid > 1 => {
-                Ok(Shim { bootstrap, pid: shim.pid, started_ticks: shim.started_ticks })
+                Ok(Shim { bootstrap, pid: shim.pid, started_ticks: shim.started_ticks, shared: None })
             }
             _ => Err(Error::Unidentified { binary: self.binary.clone(), id: id.to_owned(), reported_pid }),
         }
@@ -134,6 +134,28 @@ impl Launcher {
         }
     }
 
+    /// Kills the runtimes that a shared shim has started for this container, and all that these have started. What it has
+    /// started for others is left alone: a runtime has the host's root, and the container's id in its arguments.
+    pub(crate) async fn kill_runtimes_for(&self, shim: &Shim, id: &str) {
+        let (process, of) = (shim.process(), id.to_owned());
+        let killed = blocking(move || {
+            if !process.is_alive() {
+                return;
+            }
+            for child in procfs::children(process.pid) {
+                let Ok(Some(held)) = ProcessHandle::open(child) else { continue };
+                if is_runtime_for(child.pid, &of) {
+                    let started = procfs::descendants(child);
+                    held.kill();
+                    started.into_iter().for_each(pidfd::kill);
+                }
+            }
+        });
+        if let Err(error) = killed.await {
+            tracing::warn!(container = id, %error, "can't kill the runtimes that the shared shim has started for it");
+        }
+    }
+
     /// Kills all shims of this id, which are found by their command lines: for a start that died or was cut off before
     /// the shim was written down in the bundle. What a shim has started is killed with it: not every shim ends a
     /// runtime that hangs when nobody waits for it any more.
@@ -197,6 +219,13 @@ impl Launcher {
         is_shim_of(&line, &self.namespace, &self.address, id)
             || (is_spare(&line) && works_in(pid, bundle.directory()))
     }
+}
+
+/// Returns whether a child of a shim's is a runtime that was called for a container, and no process of a container's.
+fn is_runtime_for(pid: i32, id: &str) -> bool {
+    procfs::shares_our_pids(pid)
+        && procfs::shares_our_root(pid).unwrap_or(false)
+        && procfs::command_line(pid).split(|byte| *byte == 0).any(|word| word == id.as_bytes())
 }
 
 /// Returns whether a process has this working directory, or has had it, if that was removed, and is none of a container's:
@@ -377,7 +406,7 @@ mod tests {
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
         let mut process = command.spawn().unwrap();
         let bootstrap = Bootstrap { version: shim_protos::ApiVersion::V2, socket: "/nowhere.sock".into() };
-        let unknown = Shim { bootstrap, pid: 0, started_ticks: 0 };
+        let unknown = Shim { bootstrap, pid: 0, started_ticks: 0, shared: None };
         let soon = Duration::from_millis(50);
         assert!(!launcher.exits_within(&unknown, &bundle, "x", soon).await);
         assert!(launcher.exits_within(&unknown, &bundle, "another", soon).await);

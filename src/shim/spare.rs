@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::processes::{SPARE_PREFIX, blocking, end_spares_below};
 use super::start_inputs::FileId;
-use super::{Bundle, Connection, Error, Launcher, LogPaths, Shim, bundles};
+use super::{Bundle, Connection, DescriptorStore, Error, Launcher, LogPaths, Shim, bundles};
 use crate::sys;
 use crate::sys::error_chain::Chained;
 use crate::sys::pidfd::{self, Init};
@@ -27,11 +27,21 @@ const ENDS: Duration = Duration::from_secs(2);
 /// Pause between two looks for a shim that was killed.
 const LOOKS_AGAIN: Duration = Duration::from_millis(10);
 
-/// Where a spare is launched: an id that no other one has, and its directory.
+/// What a spare is given at its launch, since it can't be given it later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Holds {
+    Nothing,
+    /// The log pipes of a bundle, of which it holds the read ends.
+    Pipes,
+    /// A store of descriptors, for tasks that share a shim.
+    Store,
+}
+
+/// Where a shim is launched that is no container's yet: an id that no other one has, and its directory.
 pub(crate) struct Place {
-    id: String,
-    bundle: Bundle,
-    launcher: Launcher,
+    pub(super) id: String,
+    pub(super) bundle: Bundle,
+    pub(super) launcher: Launcher,
 }
 
 impl Place {
@@ -41,32 +51,38 @@ impl Place {
         Self { id, bundle, launcher: launcher.clone() }
     }
 
-    /// Launches a spare. If `holds_pipes` says so, it has the log pipes of a bundle, and holds their read ends, which it
-    /// can't be given later.
+    /// Launches a spare.
     ///
     /// # Errors
     /// As the launch of any shim; [`Self::clear`] removes what is left of it.
-    pub(crate) async fn launch(self: &Arc<Self>, holds_pipes: bool) -> Result<Spare, Error> {
+    pub(crate) async fn launch(self: &Arc<Self>, holds: Holds) -> Result<Spare, Error> {
         let Self { id, bundle, launcher } = &**self;
         let path = launcher.binary.clone();
-        let make = move |bundle: &Bundle| -> Result<(Option<FileId>, Vec<OwnedFd>), Error> {
+        let make = move |bundle: &Bundle| -> Result<_, Error> {
             let binary = FileId::of(&path);
             bundle.create(&path)?;
-            if !holds_pipes {
-                return Ok((binary, Vec::new()));
-            }
-            let [stdout, stderr] = ["stdout", "stderr"].map(|stream| bundle.log_pipe(stream));
-            let readers = LogPaths { stdout, stderr }.make_readers()?;
-            Ok((binary, readers.into_iter().flatten().collect()))
+            let (inherited, store) = match holds {
+                Holds::Nothing => (Vec::new(), None),
+                Holds::Pipes => {
+                    let [stdout, stderr] = ["stdout", "stderr"].map(|stream| bundle.log_pipe(stream));
+                    let readers = LogPaths { stdout, stderr }.make_readers()?;
+                    (readers.into_iter().flatten().collect(), None)
+                }
+                Holds::Store => {
+                    let made = DescriptorStore::new().and_then(|store| Ok((store.ends()?, Some(store))));
+                    made.map_err(Error::file("make a store of descriptors for", bundle.directory()))?
+                }
+            };
+            Ok((binary, inherited, store))
         };
-        let (binary, readers) = bundle.off_thread(make).await?;
-        let bootstrap = launcher.start(bundle, id, &readers).await?;
+        let (binary, inherited, store): (_, Vec<OwnedFd>, _) = bundle.off_thread(make).await?;
+        let bootstrap = launcher.start(bundle, id, &inherited).await?;
         let connection = Connection::open(&bootstrap, id).await?;
         let pid = connection.pid_of_fresh_shim().await?;
         let shim = launcher.note_shim(bootstrap, bundle, id, pid).await?;
         let place = Arc::clone(self);
         let process = Init::open(shim.process()).map(Arc::new);
-        Ok(Spare { place, binary, shim, holds_pipes, process })
+        Ok(Spare { place, binary, shim, holds, store: store.map(Arc::new), process })
     }
 
     /// Kills the shim that a launch has left here, and removes the directory. Returns whether nothing is left.
@@ -123,7 +139,8 @@ pub(crate) struct Spare {
     /// The file that the shim runs: another one may be at its path by now.
     binary: Option<FileId>,
     shim: Shim,
-    holds_pipes: bool,
+    holds: Holds,
+    store: Option<Arc<DescriptorStore>>,
     /// `None` where the kernel gives no handle of a process: a dead one is then noticed when it is to be taken.
     process: Option<Arc<Init>>,
 }
@@ -134,14 +151,19 @@ impl Spare {
         self.process.clone()
     }
 
-    /// Returns whether this is a shim such as the launcher launches, with log pipes where these are needed.
-    pub(crate) fn is_by(&self, launcher: &Launcher, needs_pipes: bool) -> bool {
+    /// Returns its store of descriptors, if it has one.
+    pub(crate) fn store(&self) -> Option<Arc<DescriptorStore>> {
+        self.store.clone()
+    }
+
+    /// Returns whether this is a shim such as the launcher launches, with what is needed of it.
+    pub(crate) fn is_by(&self, launcher: &Launcher, needs: Holds) -> bool {
         let Launcher { binary, runtime: _, namespace, address, events: _, start_inputs: _, family } =
             launcher;
         let own = &self.place.launcher;
         let is_same =
             (binary, namespace, address, family) == (&own.binary, &own.namespace, &own.address, &own.family);
-        is_same && (self.holds_pipes || !needs_pipes)
+        is_same && (self.holds == needs || needs == Holds::Nothing)
     }
 
     /// Returns whether the file that the shim runs is still at its path.
@@ -254,7 +276,7 @@ mod tests {
         let launcher = launcher("/bin/false", state.path());
         assert!(end_left_spares(&launcher, state.path()).await.unwrap().is_empty() && !bundle.exists());
         let place = Arc::new(Place::new(&launcher, state.path()));
-        assert!(place.launch(true).await.is_err() && place.clear().await);
+        assert!(place.launch(Holds::Pipes).await.is_err() && place.clear().await);
         assert_eq!(bundles(state.path(), DIRECTORY).unwrap(), [""; 0], "a failed launch leaves nothing");
     }
 }

@@ -38,6 +38,7 @@ mod recover;
 mod restore;
 mod runtime;
 mod settings;
+mod shared_shims;
 mod signal;
 mod slot;
 mod spares;
@@ -76,6 +77,7 @@ use group_network::GroupNetworks;
 pub(crate) use network::DriverNetwork;
 pub(crate) use settings::Settings;
 use settings::find_programs;
+use shared_shims::SharedShims;
 use slot::{AtStart, Occupant};
 use spares::Spares;
 pub(crate) use spares::kept as kept_spares;
@@ -190,6 +192,7 @@ pub(crate) struct Tasks {
     accounts: user::AccountCache,
     dockerd_containers: DockerdContainers,
     spares: Spares,
+    shared_shims: SharedShims,
     group_networks: Arc<GroupNetworks>,
 }
 
@@ -210,6 +213,7 @@ impl Tasks {
             accounts: user::AccountCache::default(),
             dockerd_containers: DockerdContainers::default(),
             spares: Spares::default(),
+            shared_shims: SharedShims::default(),
             group_networks: Arc::default(),
         }
     }

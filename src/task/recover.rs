@@ -92,6 +92,7 @@ async fn find(
     if is_of_this_boot {
         container.remember(&driver_state, &task_events.identity);
     }
+    tasks.shared_shims.claim(settings, &driver_state.shim, &container.id).await;
     let restored = container.restore_off_thread().await;
     let directory = container.bundle.directory();
     let is_marked = container.bundle.off_thread(Bundle::is_marked_for_removal).await;
@@ -358,6 +359,7 @@ mod tests {
                 bootstrap: Bootstrap { version: ApiVersion::V2, socket: "/run/s".into() },
                 pid: 7,
                 started_ticks: 6,
+                shared: None,
             },
             init: ProcessId { pid: 8, started_ticks: 9 },
             started_at: SystemTime::UNIX_EPOCH + Duration::new(1_700_000_000, 5),

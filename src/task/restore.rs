@@ -113,7 +113,7 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let bundle = Bundle::at(state.path(), "nomad", "web-1");
         let bootstrap = Bootstrap { version: ApiVersion::V2, socket: "/run/s".into() };
-        let shim = Shim { bootstrap, pid: 7, started_ticks: 6 };
+        let shim = Shim { bootstrap, pid: 7, started_ticks: 6, shared: None };
         let (binary, cgroup) = (Path::new("/bin/shim"), Path::new("/nomad/a.web"));
         assert!(bundle.lacks_teardown_files(None));
         bundle.make_directory().unwrap();

@@ -13,7 +13,7 @@ use super::error::{Error, Result};
 use super::mounts::off_thread;
 use super::{Settings, container, find_programs};
 use crate::cgroup::{self, Cgroup};
-use crate::config::{AUTO_RUNTIME, PluginConfig, RuntimeOptions, TaskOptions, sandbox};
+use crate::config::{AUTO_RUNTIME, PluginConfig, RuntimeOptions, ShimSharing, TaskOptions, sandbox};
 use crate::gvisor::WRAPPER;
 use crate::shim::gvisor::{self, Additions};
 use crate::shim::{self, CreateOptions, Family, FileId};
@@ -84,6 +84,15 @@ pub(super) fn warn_of_unknown_shim(config: &PluginConfig) {
 /// # Errors
 /// Names the option that the shim of its runtime can't have.
 pub(super) fn check_options(config: &PluginConfig) -> Result<()> {
+    let PluginConfig { shim_sharing, containerd_runtime, .. } = config;
+    if *shim_sharing != ShimSharing::Task && family_of(config, containerd_runtime) != Family::Runc {
+        return Err(Error::invalid(format!(
+            "the plugin option shim_sharing can't be {:?} with containerd_runtime {containerd_runtime:?}: only shims of \
+             the runc family have the containers of several tasks; set shim_sharing to \"task\", or containerd_runtime to \
+             a runtime of that family, such as \"io.containerd.runc.v2\"",
+            shim_sharing.name()
+        )));
+    }
     let runtime = &config.containerd_runtime;
     if config.oci_runtime.as_deref() == Some(AUTO_RUNTIME) && family_of(config, runtime) != Family::Runc {
         return Err(no_choice(runtime));

@@ -16,8 +16,11 @@ use tokio_util::task::TaskTracker;
 
 use super::container::ContainerHandles;
 use super::{Settings, Tasks, runtime};
-use crate::config::{LogCollection, LogType, PluginConfig};
-use crate::shim::{self, Bundle, Connection, Family, Launcher, Place, Refusal, Shim, Spare, end_left_spares};
+use crate::config::{LogCollection, LogType, PluginConfig, ShimSharing};
+use crate::shim::{
+    self, Bundle, Connection, DescriptorStore, Family, Holds, Launcher, Place, Refusal, Shim, Spare,
+    end_left_spares,
+};
 use crate::sys::error_chain::Chained;
 
 /// First and longest pause after a launch that failed, or before what could not be removed is tried again.
@@ -100,12 +103,12 @@ impl Spares {
         launcher: &Launcher,
         bundle: &Bundle,
         id: &str,
-        needs_pipes: bool,
-    ) -> Option<(Connection, Shim)> {
+        needs: Holds,
+    ) -> Option<(Connection, Shim, Option<Arc<DescriptorStore>>)> {
         for _ in 0..TRIES {
             let spare = {
                 let mut pool = self.lock();
-                let at = pool.ready.iter().position(|spare| spare.is_by(launcher, needs_pipes))?;
+                let at = pool.ready.iter().position(|spare| spare.is_by(launcher, needs))?;
                 let spare = pool.ready.remove(at).filter(|_| !self.closed.is_cancelled())?;
                 pool.taken.push(Arc::clone(&spare));
                 spare
@@ -114,7 +117,7 @@ impl Spares {
             let mut pool = self.lock();
             pool.taken.retain(|taken| !Arc::ptr_eq(taken, &spare));
             match handed {
-                Ok(shim) => return Some(shim),
+                Ok((connection, shim)) => return Some((connection, shim, spare.store())),
                 // They are ended once the start is over.
                 Err(Refusal::Useless) => pool.left.push(Leftover::Spare(spare)),
                 Err(Refusal::Hangs) => {
@@ -181,7 +184,7 @@ impl Spares {
     async fn launch(&self, launcher: &Launcher, settings: &Settings) -> Result<(), shim::Error> {
         let place = Arc::new(Place::new(launcher, &settings.config.state_dir));
         self.lock().launching = Some(Arc::clone(&place));
-        let launched = place.launch(holds_pipes(&settings.config)).await;
+        let launched = place.launch(holds(&settings.config)).await;
         let mut pool = self.lock();
         pool.launching = None;
         match launched {
@@ -203,7 +206,7 @@ impl Spares {
         settings: &mut watch::Receiver<Option<Arc<Settings>>>,
     ) -> Result<(), watch::error::RecvError> {
         let (count, idle) = (kept(&current.config), current.config.spares.idle);
-        let holds_pipes = holds_pipes(&current.config);
+        let holds = holds(&current.config);
         let began = Instant::now();
         let (mut launching, mut ending) = (Retry::default(), Retry::default());
         let (mut is_reported, mut has_looked) = (false, false);
@@ -214,7 +217,7 @@ impl Spares {
             let launcher = if is_wanted { launcher(current).await } else { None };
             {
                 let mut pool = self.lock();
-                pool.give_up(|spare| launcher.as_ref().is_some_and(|by| spare.is_by(by, holds_pipes)));
+                pool.give_up(|spare| launcher.as_ref().is_some_and(|by| spare.is_by(by, holds)));
                 if pool.give_up(|spare| !spare.process().is_some_and(|process| process.has_ended())) {
                     // What kills them may kill the next as well.
                     launching.note(true);
@@ -311,10 +314,15 @@ async fn launcher(settings: &Settings) -> Option<Launcher> {
     Some(launcher)
 }
 
-/// Returns whether tasks that name no log type have log pipes of the driver's.
-fn holds_pipes(config: &PluginConfig) -> bool {
-    matches!(config.log_collection, LogCollection::Driver(_))
-        || matches!(config.log_type, LogType::Receiver(_))
+/// Returns what spares hold: what tasks need of a shim that have no other options than the operator's.
+fn holds(config: &PluginConfig) -> Holds {
+    let reads_output = matches!(config.log_collection, LogCollection::Driver(_))
+        || matches!(config.log_type, LogType::Receiver(_));
+    match config.shim_sharing {
+        ShimSharing::Allocation | ShimSharing::Node => Holds::Store,
+        ShimSharing::Task if reads_output => Holds::Pipes,
+        ShimSharing::Task => Holds::Nothing,
+    }
 }
 
 impl Tasks {

@@ -16,7 +16,7 @@ use super::slot::{AtDestroy, Occupant};
 use super::start::check_not_filled;
 use super::timeline::{Call, Timeline};
 use super::{RemovalGuard, Settings, Slot, Tasks};
-use crate::shim::{Bundle, Connection, Shim, State, wait_pending};
+use crate::shim::{Bundle, Connection, SharedPlace, Shim, State, wait_pending};
 use crate::sys::error_chain::Chained;
 
 /// Maximum time that a killed container may take to exit.
@@ -68,15 +68,70 @@ impl Tasks {
         };
         // In a task of its own: the caller may go away, the teardown goes on.
         let keeps = !settings.config.gc.container;
+        let tasks = Arc::clone(self);
         let torn_down = tokio::spawn(async move {
-            let outcome =
-                if keeps { container.tear_down_keeping_record().await } else { container.tear_down().await };
+            let outcome = if keeps {
+                tasks.tear_down_keeping_record(&settings, &container).await
+            } else {
+                tasks.tear_down(&settings, &container).await
+            };
             drop(ending);
             outcome
         });
         let outcome =
             torn_down.await.map_err(|error| Error::failed(error).context("the teardown was interrupted"));
         outcome.flatten()
+    }
+
+    /// Takes a container down, and its shared shim, if it has one that no other container has.
+    ///
+    /// # Errors
+    /// As [`ContainerHandles::tear_down`].
+    pub(super) async fn tear_down(&self, settings: &Settings, container: &ContainerHandles) -> Result<()> {
+        self.shared_shims.load(settings).await;
+        if container.is_taken_down() && !container.bundle.off_thread(Bundle::exists).await {
+            self.end_lost(&container.id).await;
+        }
+        let outcome = container.tear_down().await;
+        self.leave_shared_shim(settings, container).await;
+        outcome
+    }
+
+    /// Takes down all but the container's record, as [`Self::tear_down`].
+    ///
+    /// # Errors
+    /// As [`ContainerHandles::tear_down`].
+    pub(super) async fn tear_down_keeping_record(
+        &self,
+        settings: &Settings,
+        container: &ContainerHandles,
+    ) -> Result<()> {
+        self.shared_shims.load(settings).await;
+        let outcome = container.tear_down_keeping_record().await;
+        self.leave_shared_shim(settings, container).await;
+        outcome
+    }
+
+    async fn leave_shared_shim(&self, settings: &Settings, container: &ContainerHandles) {
+        let shim = container.bundle.off_thread(Bundle::read_shim).await;
+        let named = shim.and_then(|shim| shim.shared);
+        self.shared_shims.leave(settings, &container.id, named.as_deref()).await;
+    }
+
+    /// Ends a container of which neither bundle nor handle is there, if a shared shim has it.
+    async fn end_lost(&self, container_id: &str) {
+        for shim in self.shared_shims.all() {
+            match end_in(&shim, container_id).await {
+                Ok(()) => tracing::warn!(
+                    container = container_id,
+                    "a shared shim had a container whose bundle is gone; it was ended"
+                ),
+                Err(error) if error.is_not_found() => {}
+                Err(error) => {
+                    tracing::debug!(container = container_id, error = %error.chain(), "can't ask a shared shim for a lost container");
+                }
+            }
+        }
     }
 
     /// Marks the id as ending: from here on nobody else finds the task. Returns `None` while somebody else starts it,
@@ -121,6 +176,18 @@ pub(super) fn may_run(state: State) -> bool {
     }
 }
 
+/// Kills a container and has its shim remove it.
+async fn end_in(shim: &Shim, id: &str) -> std::result::Result<(), crate::shim::Error> {
+    let connection = Connection::open(&shim.bootstrap, id).await?;
+    if may_run(connection.state().await?) {
+        let ended = wait_pending(&connection, "").await;
+        // Its cgroup may be another attempt's by now. The others of a container's processes end with the first.
+        connection.kill(Signal::SIGKILL as i32, false).await?;
+        let _ = tokio::time::timeout(KILLED, ended).await;
+    }
+    connection.delete().await
+}
+
 /// Changes a bundle on another thread: a disk may take its time, and the kernel waits for all processors for an
 /// unmount.
 async fn on_disk<E>(bundle: &Bundle, change: fn(&Bundle) -> std::result::Result<(), E>) -> Result<()>
@@ -154,7 +221,7 @@ impl ContainerHandles {
     ///
     /// # Errors
     /// As [`Self::tear_down`].
-    async fn tear_down_keeping_record(&self) -> Result<()> {
+    pub(super) async fn tear_down_keeping_record(&self) -> Result<()> {
         self.take_down(TeardownScope::Record).await
     }
 
@@ -220,18 +287,25 @@ impl ContainerHandles {
     async fn end_processes(&self, timeline: &Timeline) -> Result<()> {
         let shim = self.bundle.off_thread(Bundle::read_shim).await;
         let removed = match &shim {
-            Some(shim) => self.end_by_shim(shim, timeline).await.unwrap_or_else(|error| {
-                tracing::warn!(container = self.id, error = %error.chain(), "the shim can't kill its container");
-                false
-            }),
+            Some(shim) => match self.end_by_shim(shim, timeline).await {
+                Ok(removed) => removed,
+                Err(error) => {
+                    tracing::warn!(container = self.id, error = %error.chain(), "the shim can't kill its container");
+                    self.retire_shared(shim).await;
+                    false
+                }
+            },
             None => false,
         };
         if removed {
             self.end_rest_of_group().await?;
         } else {
+            if let Some(shim) = shim.as_ref().filter(|shim| shim.is_shared()) {
+                self.launcher.kill_runtimes_for(shim, &self.id).await;
+            }
             self.end_without_shim().await?;
         }
-        if let Some(shim) = shim {
+        if let Some(shim) = shim.filter(|shim| !shim.is_shared()) {
             shim.remove_socket().await;
             // Some shims leave their own socket behind, and a handle may have another path for it.
             self.launcher.remove_socket(&self.id).await;
@@ -239,8 +313,16 @@ impl ContainerHandles {
         Ok(())
     }
 
-    /// Ends a container the orderly way: the shim kills what runs, removes the container, and ends itself. Returns
-    /// false where the shim knew no container, which does not mean that there is none.
+    /// Has no more tasks get a shared shim that could not remove a container, which it may still count as its own.
+    async fn retire_shared(&self, shim: &Shim) {
+        let place = shim.shared.as_deref().and_then(|id| SharedPlace::of(self.state_dir(), id));
+        if let Some(place) = place {
+            place.retire().await;
+        }
+    }
+
+    /// Ends a container the orderly way: the shim kills what runs, removes the container, and, if it is the container's
+    /// own, ends itself. Returns false where the shim knew no container, which does not mean that there is none.
     async fn end_by_shim(
         &self,
         shim: &Shim,
@@ -268,11 +350,16 @@ impl ContainerHandles {
             }
             Err(error) if error.is_not_found() => {
                 // The shim may be in the middle of a create.
-                self.launcher.kill_descendants_of(shim, &self.bundle, &self.id).await;
+                if !shim.is_shared() {
+                    self.launcher.kill_descendants_of(shim, &self.bundle, &self.id).await;
+                }
                 false
             }
             Err(error) => return Err(error),
         };
+        if shim.is_shared() {
+            return Ok(removed);
+        }
         let _ending = timeline.under("processes/shim");
         connection.shutdown().await?;
         if !self.launcher.exits_within(shim, &self.bundle, &self.id, SHIM_ENDS).await {

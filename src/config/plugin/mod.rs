@@ -15,6 +15,7 @@ mod pulls;
 pub(in crate::config) mod resolved_path;
 mod runtime;
 mod security;
+mod shim_sharing;
 mod spares;
 mod start_limit;
 pub(in crate::config) mod volumes;
@@ -43,6 +44,7 @@ pub(in crate::config) use resolved_path::Access;
 pub(crate) use resolved_path::{ResolvedPath, TaskDirectory};
 pub(crate) use runtime::{AllowRuntimes, RuntimeOptions};
 pub(crate) use security::SecurityPolicy;
+pub(crate) use shim_sharing::ShimSharing;
 use spares::Spares;
 use start_limit::StartLimit;
 pub(crate) use volumes::Volumes;
@@ -94,6 +96,7 @@ pub(crate) struct PluginConfig {
     pub pulls: Pulls,
     pub start_limit: StartLimit,
     pub spares: Spares,
+    pub shim_sharing: ShimSharing,
     pub networks: PluginNetworks,
     /// Options that are set and have no effect.
     pub warnings: Warnings,
@@ -131,6 +134,8 @@ struct Raw {
     start_limit: start_limit::Raw,
     #[serde(flatten)]
     spares: spares::Raw,
+    #[serde(flatten)]
+    shim_sharing: shim_sharing::Raw,
     #[serde(flatten)]
     networks: network::Raw,
     #[serde(flatten)]
@@ -173,6 +178,7 @@ impl PluginConfig {
             pulls::schema(),
             start_limit::schema(),
             spares::schema(),
+            shim_sharing::schema(),
             network::schema(name),
             logs::schema(),
             other_drivers::schema(),
@@ -213,18 +219,11 @@ impl PluginConfig {
             pulls,
             start_limit,
             spares,
+            shim_sharing,
             networks,
             other_drivers,
         } = from_msgpack(OF, msgpack)?;
-        let containerd_runtime = containerd_runtime
-            .filter(|runtime| !runtime.is_empty())
-            .or_else(|| name.either(None, Some(DOCKERS_RUNTIME.to_owned())))
-            .ok_or(ConfigError::Missing {
-                of: OF,
-                option: "containerd_runtime",
-                hint: "name a runtime, such as \"io.containerd.runc.v2\"",
-            })?;
-        let containerd_runtime = super::runtime("containerd_runtime", containerd_runtime)?;
+        let containerd_runtime = default_runtime(name, containerd_runtime)?;
         let allow_runtimes = runtime::decode(name, allow_runtimes)?;
         let runtime_options = runtime::decode_options(runtime_options, &containerd_runtime, &allow_runtimes)?;
         let mut warnings = other_drivers.decode();
@@ -262,6 +261,7 @@ impl PluginConfig {
             pulls: pulls.decode()?,
             start_limit: start_limit.decode()?,
             spares: spares.decode()?,
+            shim_sharing: shim_sharing.decode()?,
             networks: networks.decode(name)?,
             warnings,
         }))
@@ -295,6 +295,19 @@ fn absolute(
 fn registry_config_dir_of(value: Option<String>) -> Result<Option<PathBuf>, ConfigError> {
     let given = value.unwrap_or_else(|| DEFAULT_REGISTRY_CONFIG_DIR.to_owned());
     if given.is_empty() { Ok(None) } else { absolute("registry_config_dir", Some(given), "").map(Some) }
+}
+
+/// Returns the runtime of tasks that name none.
+fn default_runtime(name: DriverName, given: Option<String>) -> Result<String, ConfigError> {
+    let runtime = given
+        .filter(|runtime| !runtime.is_empty())
+        .or_else(|| name.either(None, Some(DOCKERS_RUNTIME.to_owned())))
+        .ok_or(ConfigError::Missing {
+            of: OF,
+            option: "containerd_runtime",
+            hint: "name a runtime, such as \"io.containerd.runc.v2\"",
+        })?;
+    super::runtime("containerd_runtime", runtime)
 }
 
 fn state_directory(path: PathBuf) -> Result<PathBuf, ConfigError> {

@@ -1,7 +1,7 @@
 //! A process held so that a signal reaches it or nobody: the only way in which this plugin sends signals to processes
 //! that are not its children. A lint forbids kill(2) elsewhere.
 //!
-//! Source of the facts: `pidfd_open(2)`, `pidfd_send_signal(2)`.
+//! Source of the facts: `pidfd_open(2)`, `pidfd_send_signal(2)`, `pidfd_getfd(2)`.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal, pidfd_getfd, pidfd_open, pidfd_send_signal};
 use rustix::time::Timespec;
 
 use crate::sys::procfs::{ProcessId, Stat};
@@ -47,6 +47,15 @@ impl ProcessHandle {
 
     pub(crate) fn pid(&self) -> i32 {
         self.id.pid
+    }
+
+    /// Returns a copy of one of the process's descriptors, by its number there.
+    ///
+    /// # Errors
+    /// When the process has no such descriptor, or the kernel has no pidfds or does not allow it.
+    pub(crate) fn descriptor(&self, number: i32) -> io::Result<OwnedFd> {
+        let Some(pidfd) = &self.pidfd else { return Err(io::ErrorKind::Unsupported.into()) };
+        Ok(pidfd_getfd(pidfd, number, PidfdGetfdFlags::empty())?)
     }
 
     /// Kills the process. One that has ended is left alone.

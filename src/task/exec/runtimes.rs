@@ -42,16 +42,17 @@ const SUB_COMMANDS: [&str; 18] = [
 /// Subcommands that a client waits for until something runs.
 const AWAITED: [&str; 3] = ["create", "exec", "start"];
 
-/// Ends the runtimes that `shim` has started before `before`, with their state below `root`.
-pub(super) async fn end(shim: i32, root: &Path, before: u64) {
-    let root = root.to_owned();
-    let ending = tokio::task::spawn_blocking(move || end_now(shim, &root, before));
+/// Ends the runtimes that `shim` has started before `before`, with their state below `root`; of a shared shim `only_for` one
+/// container.
+pub(super) async fn end(shim: i32, root: &Path, before: u64, only_for: Option<&str>) {
+    let (root, only_for) = (root.to_owned(), only_for.map(str::to_owned));
+    let ending = tokio::task::spawn_blocking(move || end_now(shim, &root, before, only_for.as_deref()));
     if tokio::time::timeout(LOOK, ending).await.is_err() {
         tracing::warn!(shim, "the search for stale runtime processes takes too long; they are left alone");
     }
 }
 
-fn end_now(shim: i32, root: &Path, before: u64) {
+fn end_now(shim: i32, root: &Path, before: u64, only_for: Option<&str>) {
     // A shim that is not known has no children.
     if shim <= 1 {
         return;
@@ -59,9 +60,11 @@ fn end_now(shim: i32, root: &Path, before: u64) {
     for child in children(shim).into_iter().filter(|child| child.started_ticks < before) {
         // The process is held first, so that what is looked at then is what is killed.
         let Ok(Some(process)) = ProcessHandle::open(child) else { continue };
+        let line = command_line(child.pid);
         if is_child(child, shim)
             && shares_our_pids(child.pid)
-            && is_awaited_runtime(&command_line(child.pid), root)
+            && is_awaited_runtime(&line, root)
+            && only_for.is_none_or(|id| line.split(|byte| *byte == 0).any(|word| word == id.as_bytes()))
         {
             tracing::info!(pid = child.pid, "killing a stale runtime process");
             process.kill();
@@ -123,7 +126,7 @@ mod tests {
 
     #[test]
     fn runtimes_of_an_unknown_shim_are_not_killed() {
-        end_now(0, Path::new("/"), u64::MAX);
-        end_now(1, Path::new("/"), u64::MAX);
+        end_now(0, Path::new("/"), u64::MAX, None);
+        end_now(1, Path::new("/"), u64::MAX, None);
     }
 }

@@ -79,7 +79,8 @@ impl StaleExecs {
         // Runtimes come first: as long as they hang, their shim knows no process to kill. Other shims are left out,
         // since what they run beside their containers belongs to the containers.
         if let Some(shim) = shim.filter(|_| driver_state.family().shares_kernel()) {
-            runtimes::end(shim.pid, runtime_root, looked).await;
+            let only_for = driver_state.shim.is_shared().then_some(&*container.id);
+            runtimes::end(shim.pid, runtime_root, looked, only_for).await;
         }
         let ends = execs.into_iter().map(|(exec_id, root)| {
             tracing::info!(

@@ -82,7 +82,7 @@ impl Tasks {
         let mut reported = HashMap::new();
         for id in left_over(settings).await {
             let Some(_ending) = self.reserve_removal(&id) else { continue };
-            match ContainerHandles::by_id(settings, &id).tear_down().await {
+            match self.tear_down(settings, &ContainerHandles::by_id(settings, &id)).await {
                 Ok(()) => tracing::info!(container = id, "removed the rest of a task"),
                 Err(error) => {
                     let error = error.chain().to_string();
@@ -96,6 +96,7 @@ impl Tasks {
             }
         }
         state.reported = reported;
+        self.sweep_shared_shims(settings, self.is_settled(grace)).await;
         self.sweep_group_networks(settings).await;
         if state.collected.is_none_or(|at| at.elapsed() > COLLECTION) {
             state.collected = Some(Instant::now());

@@ -65,7 +65,7 @@ impl Tasks {
     }
 
     /// Returns whether the agent has been there for the time `grace` without a recovery.
-    fn is_settled(&self, grace: Duration) -> bool {
+    pub(super) fn is_settled(&self, grace: Duration) -> bool {
         has_settled(self.agent.settled(), grace)
     }
 
@@ -97,7 +97,7 @@ impl Tasks {
                 continue;
             }
             tracing::warn!(container = id, alloc, task, "Nomad does not know this container; removing it");
-            if let Err(error) = container.tear_down().await {
+            if let Err(error) = self.tear_down(settings, &container).await {
                 tracing::warn!(container = id, error = %error.chain(), "the rest of it is removed later");
             }
         }

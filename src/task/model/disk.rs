@@ -78,7 +78,7 @@ impl Disk {
         }
         if self.shim {
             let bootstrap = Bootstrap { version: ApiVersion::V2, socket: "/run/s".into() };
-            bundle.write_shim(&Shim { bootstrap, pid: 7, started_ticks: 6 }).unwrap();
+            bundle.write_shim(&Shim { bootstrap, pid: 7, started_ticks: 6, shared: None }).unwrap();
         }
         match self.spec {
             Spec::Removed => bundle.remove_file("config.json").unwrap(),

@@ -93,7 +93,7 @@ impl Unstaging {
 
 impl Created {
     fn settle(self) -> Result<First> {
-        if shim::sets_oom_scores(self.family, self.program.as_deref()) {
+        if !self.shim.is_shared() && shim::sets_oom_scores(self.family, self.program.as_deref()) {
             self.shim.protect();
         }
         if self.family == Family::Gvisor {

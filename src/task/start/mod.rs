@@ -36,6 +36,7 @@ use super::events::TaskEvents;
 use super::log_receiver::{self, Receiver};
 use super::network::Joined;
 use super::output::Output;
+use super::shared_shims::Join;
 use super::supervisor::{self, Supervision};
 use super::timeline::{Call, Timeline};
 use super::{
@@ -43,12 +44,13 @@ use super::{
     auto_runtime, stats,
 };
 use crate::cgroup::{self, Limit};
-use crate::config::Sharing;
+use crate::config::{Sharing, ShimSharing};
 use crate::containerd::{Image, Record};
 use crate::image::user;
 use crate::security::{self, Confined};
-use crate::shim::{self, Bundle, BundleEventSocket, Connection, Family, HeldPipes, Shim};
+use crate::shim::{self, Bundle, BundleEventSocket, Connection, Family, HeldPipes, Holds, ShareKey, Shim};
 use crate::spec::{self, BoundFile, ImageVolume, StagedSource};
+use crate::sys::blocking;
 use crate::sys::error_chain::Chained;
 use disk_full::is_full;
 use first::First;
@@ -154,7 +156,7 @@ async fn run(
             let error = filter_cache::after(error, &container, removed_filters).await;
             // Nothing is made before the bundle.
             if container.bundle.off_thread(Bundle::exists).await
-                && let Err(error) = container.tear_down().await
+                && let Err(error) = tasks.tear_down(&settings, &container).await
             {
                 tracing::warn!(task = config.id, error = %error.chain(), "the rest of a failed start is removed later");
             }
@@ -230,7 +232,8 @@ impl Start<'_> {
         output.check_receiver().await?;
         if self.container.bundle.off_thread(Bundle::exists).await {
             // Left by a start that the plugin did not survive.
-            ContainerHandles::by_id(self.settings, &self.container.id).tear_down().await?;
+            let left = ContainerHandles::by_id(self.settings, &self.container.id);
+            self.tasks.tear_down(self.settings, &left).await?;
         }
         tokio::select! {
             ended = self.end_earlier_attempts() => ended?,
@@ -239,8 +242,14 @@ impl Start<'_> {
         let timeline = self.timeline;
         let hold = self.tasks.image_uses.hold(&self.plan.image.name()).await;
         let (image, _permit) = Box::pin(self.image_and_permit(&pull_options, caller)).await?;
-        let needs_own_shim = !nomads_writers.is_empty() || self.plan.options.process.needs_stdin();
-        let spare = timeline.step("bundle", self.make_bundle(needs_own_shim, nomads.is_none())).await?;
+        let share_key = self.share_key().await;
+        let inherits = !nomads_writers.is_empty() || self.plan.options.process.needs_stdin();
+        let needs = match (share_key.is_some() || inherits, nomads.is_none()) {
+            (true, _) => None,
+            (false, true) => Some(Holds::Pipes),
+            (false, false) => Some(Holds::Nothing),
+        };
+        let spare = timeline.step("bundle", self.make_bundle(needs)).await?;
         let (held, mut inherited) = match nomads {
             // Where nothing is written, Nomad's collector is to wait all the same for as long as the task is there.
             Some(held) => (held, nomads_writers),
@@ -261,7 +270,7 @@ impl Start<'_> {
             tokio::join!(
                 timeline.step("container", self.prepare(&image, &given_up)),
                 or_give_up(timeline.step("network", self.join_network()), &given_up),
-                or_give_up(timeline.step("shim", self.shim(spare, inherited)), &given_up),
+                or_give_up(timeline.step("shim", self.shim(spare, share_key, inherited)), &given_up),
             )
         };
         let mut made = Box::pin(made);
@@ -312,18 +321,15 @@ impl Start<'_> {
         earlier.await
     }
 
-    /// Makes the bundle, and returns the shim that has come with it, if that is a spare. A shim that is to hold the task's
-    /// own descriptors is launched for it; those of log pipes a spare may have (`needs_pipes`).
-    async fn make_bundle(
-        &self,
-        needs_own_shim: bool,
-        needs_pipes: bool,
-    ) -> Result<Option<(Connection, Shim)>> {
+    /// Makes the bundle, and returns the shim that has come with it, if that is a spare. `needs` is what a spare must hold
+    /// for the task; `None` if none will do.
+    async fn make_bundle(&self, needs: Option<Holds>) -> Result<Option<(Connection, Shim)>> {
         let ContainerHandles { id, bundle, launcher, .. } = self.container;
-        let spare = match needs_own_shim {
-            true => None,
-            false => self.tasks.spares.take(launcher, bundle, id, needs_pipes).await,
+        let spare = match needs {
+            None => None,
+            Some(needs) => self.tasks.spares.take(launcher, bundle, id, needs).await,
         };
+        let spare = spare.map(|(connection, shim, _)| (connection, shim));
         let (binary, attempt) = (spare.is_none().then(|| launcher.binary.clone()), self.attempt());
         let make = move |bundle: &Bundle| {
             if let Some(binary) = binary {
@@ -335,15 +341,52 @@ impl Start<'_> {
         Ok(spare)
     }
 
+    /// Returns the shim of the container: the spare that has come with its bundle, that of other tasks, or one of its own.
+    /// The shim holds the descriptors in `held`, but for a spare, which has what it needs.
     async fn shim(
         &self,
         spare: Option<(Connection, Shim)>,
-        inherited: Vec<OwnedFd>,
+        share_key: Option<ShareKey>,
+        held: Vec<OwnedFd>,
     ) -> Result<(Connection, Shim)> {
-        match spare {
-            Some(spare) => Ok(spare),
-            None => self.launch(inherited).await,
+        if let Some(spare) = spare {
+            return Ok(spare);
         }
+        if let Some(key) = share_key {
+            let Self { settings, container, tasks, timeline, .. } = self;
+            let join = Join { settings, spares: &tasks.spares, container, key, held: &held };
+            if let Some(joined) = timeline.step("shim/join", Box::pin(tasks.shared_shims.join(join))).await? {
+                return Ok(joined);
+            }
+        }
+        self.launch(held).await
+    }
+
+    /// Returns what decides which tasks have the same shim as this one. `None` for a shim of its own: one that others might
+    /// suffer from, or whose OOM score a program of the operator's would inherit.
+    async fn share_key(&self) -> Option<ShareKey> {
+        let StartPlan { options, runtime, devices, .. } = self.plan;
+        let plugin = &self.settings.config;
+        let group = match plugin.shim_sharing {
+            ShimSharing::Task => return None,
+            ShimSharing::Allocation => self.config.alloc_id.clone(),
+            ShimSharing::Node => ShimSharing::Node.name().to_owned(),
+        };
+        let needs_own = runtime.family != Family::Runc
+            || options.namespaces.pid_mode == Sharing::Host
+            || !devices.hooks.is_empty()
+            || group.is_empty();
+        if needs_own {
+            return None;
+        }
+        let program = runtime.program.clone();
+        let score = spec::oom_score_adj(&options.limits, &plugin.limits);
+        let (launcher, family) = (self.container.launcher.clone(), runtime.family);
+        let key = move || {
+            let sets_scores = shim::sets_oom_scores(family, program.as_deref());
+            ShareKey::new(&launcher, group, (!sets_scores).then_some(score))
+        };
+        Some(blocking::run(key).await)
     }
 
     async fn launch(&self, inherited: Vec<OwnedFd>) -> Result<(Connection, Shim)> {
@@ -464,7 +507,9 @@ impl Start<'_> {
         let written = Arc::clone(&spec);
         timeline.step("spec", bundle.off_thread(move |bundle| bundle.write_spec(&written))).await?;
         let limits = limits(&spec);
-        shim.set_oom_score_of_task(spec::oom_score_adj(&requested.limits, &self.settings.config.limits));
+        if !shim.is_shared() {
+            shim.set_oom_score_of_task(spec::oom_score_adj(&requested.limits, &self.settings.config.limits));
+        }
         let rootfs = mounts.into_iter().map(shim_mount).collect();
         if runtime.family == Family::Gvisor {
             self.leave_cgroup_to_runtime().await?;
