@@ -165,7 +165,13 @@ impl Setup {
                 |path: &PathBuf| fs::metadata(path).is_ok_and(|file| file.file_type().is_socket());
             let socket = containerd.clone().filter(is_socket).map(std::path::absolute).transpose()?;
             let containerd = containerd.filter(|_| socket.is_none());
-            let programs = Programs::find(&fixture::Choice { containerd, shim, runtime, cni: None })?;
+            let programs = Programs::find(&fixture::Choice {
+                containerd,
+                shim,
+                runtime,
+                cni: None,
+                shim_sharing: None,
+            })?;
             ensure!(
                 is_runc_family(programs.shim()) || programs.runtime_name() == "runc",
                 "{} can't be told which OCI runtime to use",

@@ -111,7 +111,12 @@ fn of_execs() -> Vec<Case> {
 
 /// Returns the cases of shims and of the runtime that a task gets.
 fn of_runtimes() -> Vec<Case> {
-    let all = [lifecycle::runtimes::cases(), lifecycle::spares::cases(), lifecycle::auto_runtime::cases()];
+    let all = [
+        lifecycle::runtimes::cases(),
+        lifecycle::spares::cases(),
+        lifecycle::shared_shims::cases(),
+        lifecycle::auto_runtime::cases(),
+    ];
     all.into_iter().flatten().collect()
 }
 

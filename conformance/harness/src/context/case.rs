@@ -142,6 +142,7 @@ impl CaseContext {
             containerd_runtime = programs.shim_runtime(),
             oci_runtime = programs.oci_runtime(),
             cni_path = programs.cni_path(),
+            shim_sharing = programs.shim_sharing(),
             containerd_socket = self.environment.containerd().socket().display().to_string(),
             state_dir = state_dir.display().to_string(),
             // The machine's own registry configuration must not affect a case.

@@ -22,6 +22,9 @@ pub(crate) const MAX_SPARES: usize = 2;
 /// Directory of the driver's spare shims in its state directory.
 pub(crate) const SPARES: &str = ".spares";
 
+/// Directory of the driver's shared shims in its state directory.
+pub(crate) const SHARED: &str = ".shared";
+
 /// A process and its command line.
 #[derive(Debug, Clone)]
 pub struct Found {

@@ -9,8 +9,8 @@ use anyhow::{Result, bail};
 
 use super::census::{Census, daemon};
 use super::inspect::{
-    CGROUPS, MAX_SPARES, SPARES, cgroups_named, children, dead_shim_sockets, dead_spares, find_processes,
-    leases, mounts_under, pids_in, shown, special_files,
+    CGROUPS, MAX_SPARES, SHARED, SPARES, cgroups_named, children, dead_shim_sockets, dead_spares,
+    find_processes, leases, mounts_under, pids_in, shown, special_files,
 };
 use super::{agent, shim_sockets};
 use crate::fixture::containerd::{Containerd, DOCKERS_NAMESPACE, NAMESPACE};
@@ -122,6 +122,7 @@ impl LeakCheck<'_> {
         }
         for state_dir in [self.state_dir, &dockers] {
             left.add("spare without a shim", shown(dead_spares(state_dir)));
+            left.add("shared shim", shown(children(&state_dir.join(SHARED))));
         }
         let special = special_files(self.state_dir).into_iter().filter(|file| !file.ends_with(EVENTS));
         left.add("pipe or socket", shown(special.collect()));

@@ -8,6 +8,7 @@ pub mod labels;
 pub mod process;
 pub mod run;
 pub mod runtimes;
+pub mod shared_shims;
 pub mod shim_failures;
 pub mod spares;
 pub mod start_failures;

@@ -199,6 +199,8 @@ async fn a_task_is_recovered_under_another_runtime_option(case: &CaseContext) ->
     plugin.shut_down().await?;
     let mut options = case.options();
     options["containerd_runtime"] = serde_json::json!("io.containerd.nope.v9");
+    // Shims of another family are not shared.
+    options["shim_sharing"] = serde_json::json!("task");
     let mut next = case.plugin_as(&case.launch(), &options).await?;
     task.recover(&next).await?;
     ensure_eq!(task.exec(&next, "exit 3").await?.0, 3);

@@ -13,7 +13,7 @@ use super::Census;
 use crate::fixture::network::{files_below, rules};
 use crate::fixture::programs::in_path;
 use crate::leaks::inspect::{
-    CGROUPS, Found, MAX_SPARES, SPARES, children, dead_spares, find_processes, is_spare, leases,
+    CGROUPS, Found, MAX_SPARES, SHARED, SPARES, children, dead_spares, find_processes, is_spare, leases,
     mounts_under, shown, socket_of_shim, special_files,
 };
 
@@ -120,7 +120,10 @@ fn state_files(directory: &Path) -> Vec<PathBuf> {
         if is_directory && name(&path) != "rootfs" {
             found.extend(state_files(&path));
         }
-        found.push(path);
+        // The directory of shared shims stays; those in it do not.
+        if name(&path) != SHARED {
+            found.push(path);
+        }
     }
     found
 }
