@@ -58,6 +58,14 @@ pub enum Scenario {
     SpareTaken,
     /// The end of the spare shims that an earlier plugin has left, and the launch of new ones.
     SparesLeft,
+    /// The start of a task that launches the node's shared shim.
+    SharedLaunch,
+    /// The start of a task that joins the shared shim of another one.
+    SharedJoin,
+    /// The destruction of a task that runs, whose shim another one has, too.
+    SharedDestroy,
+    /// The recovery of ten tasks that have one shim, all at the same time.
+    SharedRecover,
     /// The start of a second attempt, whose first one still runs and is not recovered.
     SecondAttempt,
 }
@@ -129,9 +137,9 @@ impl Scenario {
     pub fn options(self, context: &CaseContext, cni: &Plugins) -> Value {
         let orphans = match self {
             // A removal that was begun is finished as what it is.
-            Self::Destroy | Self::ForcedDestroy => json!({"enabled": false}),
+            Self::Destroy | Self::ForcedDestroy | Self::SharedDestroy => json!({"enabled": false}),
             // A plugin that stands still doesn't take the task that is about to be recovered for an orphan.
-            Self::Recover | Self::RecoverTen => json!({"creation_grace": "5s"}),
+            Self::Recover | Self::RecoverTen | Self::SharedRecover => json!({"creation_grace": "5s"}),
             _ => json!({"creation_grace": "3s"}),
         };
         let mut options = orphans::options(context, &orphans);
@@ -141,6 +149,9 @@ impl Scenario {
         }
         // Elsewhere nothing is launched beside the scenario's step.
         options["spare_shims"] = json!(if self.keeps_spares() { spares::KEPT } else { 0 });
+        if self.shares_shim() {
+            options["shim_sharing"] = json!("node");
+        }
         if self == Self::ImageGc {
             options["gc"]["image_delay"] = json!("1s");
         }
@@ -177,9 +188,33 @@ impl Scenario {
         matches!(self, Self::SpareTaken | Self::SparesLeft)
     }
 
+    /// Returns whether the scenario's tasks have one shim.
+    pub fn shares_shim(self) -> bool {
+        matches!(self, Self::SharedLaunch | Self::SharedJoin | Self::SharedDestroy | Self::SharedRecover)
+    }
+
+    /// Returns whether the scenario is the recovery of tasks.
+    pub fn recovers(self) -> bool {
+        matches!(self, Self::Recover | Self::RecoverTen | Self::SharedRecover)
+    }
+
+    /// Returns whether the scenario destroys a task that runs.
+    fn destroys_by_force(self) -> bool {
+        matches!(self, Self::ForcedDestroy | Self::SharedDestroy)
+    }
+
     /// Returns whether the scenario is a task's first start.
     pub fn is_first_start(self) -> bool {
-        matches!(self, Self::Start | Self::Pull | Self::Network | Self::Logs | Self::SpareTaken)
+        matches!(
+            self,
+            Self::Start
+                | Self::Pull
+                | Self::Network
+                | Self::Logs
+                | Self::SpareTaken
+                | Self::SharedLaunch
+                | Self::SharedJoin
+        )
     }
 
     /// Returns whether the scenario's step is a start.
@@ -224,15 +259,16 @@ impl Scenario {
 
     /// Returns whether a plugin that doesn't know the task takes the scenario's steps.
     pub fn needs_next_plugin(self) -> bool {
-        matches!(
-            self,
-            Self::Recover | Self::RecoverTen | Self::Orphan | Self::SecondAttempt | Self::SparesLeft
-        )
+        self.recovers() || matches!(self, Self::Orphan | Self::SecondAttempt | Self::SparesLeft)
     }
 
     /// Returns the number of other tasks that the plugin works on in the scenario's step.
     pub fn others(self) -> usize {
-        if self == Self::RecoverTen { 9 } else { 0 }
+        match self {
+            Self::RecoverTen | Self::SharedRecover => 9,
+            Self::SharedJoin | Self::SharedDestroy => 1,
+            _ => 0,
+        }
     }
 
     /// Prepares what is left by a plugin that is about to be killed.
@@ -289,7 +325,7 @@ impl Scenario {
         options: &Value,
     ) -> Result<()> {
         match self {
-            Self::Start | Self::Pull | Self::Network | Self::Logs => {
+            Self::Start | Self::Pull | Self::Network | Self::Logs | Self::SharedLaunch | Self::SharedJoin => {
                 task.start(plugin).await?;
                 runs_its_program(task).await
             }
@@ -335,9 +371,9 @@ impl Scenario {
                 Ok(())
             }
             Self::Destroy => task.destroy(plugin).await,
-            Self::ForcedDestroy => task.end(plugin).await,
+            Self::ForcedDestroy | Self::SharedDestroy => task.end(plugin).await,
             Self::Recover => task.recover(plugin).await,
-            Self::RecoverTen => {
+            Self::RecoverTen | Self::SharedRecover => {
                 let all = [&*task].into_iter().chain(others).map(|task| task.recover(plugin));
                 futures::future::join_all(all).await.into_iter().collect()
             }
@@ -361,7 +397,7 @@ impl Scenario {
 
     /// Returns whether the scenario removes the task, so that a plugin may not know it afterwards.
     pub fn removes_task(self) -> bool {
-        matches!(self, Self::Destroy | Self::ForcedDestroy)
+        self == Self::Destroy || self.destroys_by_force()
     }
 
     /// Returns whether a killed shim may be the reason of a wrong answer: what the task was about to do is lost with it.
@@ -378,7 +414,7 @@ impl Scenario {
         if self.removes_task() && is_done {
             return Ok(());
         }
-        if self == Self::ForcedDestroy {
+        if self.destroys_by_force() {
             return again(|| task.end(plugin)).await.context("destroy the task by force once more");
         }
         match self {
@@ -412,7 +448,7 @@ impl Scenario {
         let wanted: &[(i32, i32)] = match self {
             Self::Stop => &[(STOPPED, 0)],
             Self::Kill => &[KILLED],
-            Self::ForcedDestroy => &[KILLED, (STOPPED, 0)],
+            Self::ForcedDestroy | Self::SharedDestroy => &[KILLED, (STOPPED, 0)],
             _ => &[(ENDED, 0)],
         };
         let answer = match answer {

@@ -486,7 +486,7 @@ impl TestBed {
         fault: Option<Fault>,
     ) -> Result<bool> {
         if !is_new_agent {
-            if matches!(scenario, Scenario::Recover | Scenario::RecoverTen) && acted.is_err() {
+            if scenario.recovers() && acted.is_err() {
                 // A fault of the plugin's own is no reason to lose a task that runs.
                 ensure!(
                     fault.and_then(Fault::outside).is_some_and(Outside::ends_task),

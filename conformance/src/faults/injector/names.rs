@@ -14,8 +14,8 @@ use crate::faults::system_calls::{Object, SystemCall, TEMPORARY};
 /// Length from which a run of hexadecimal digits is taken for an id or a digest.
 const ID_DIGITS: usize = 8;
 const UNIX: u8 = 1;
-/// Beginning of a spare shim's id.
-const SPARE: &str = "spare-";
+/// Beginnings of the ids of shims that are no container's own.
+const SHIMS: [&str; 2] = ["spare-", "shared-"];
 
 pub struct Names {
     pid: Pid,
@@ -127,8 +127,7 @@ pub fn in_general(object: &str, names: &[(String, String)]) -> String {
 /// Replaces the ids in a part of a path: runs of hexadecimal digits with a decimal one, a number alone, and the letters
 /// of a temporary file.
 fn scrubbed(part: &str) -> String {
-    if let Some(beginning) =
-        TEMPORARY.into_iter().chain([SPARE]).find(|beginning| part.starts_with(beginning))
+    if let Some(beginning) = TEMPORARY.into_iter().chain(SHIMS).find(|beginning| part.starts_with(beginning))
     {
         return format!("{beginning}*");
     }
