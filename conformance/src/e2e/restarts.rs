@@ -1,9 +1,10 @@
 //! The task's process outlives the plugin and the agent, and its end is reported by whoever comes after.
 
+use std::collections::BTreeSet;
 use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
-use harness::agent::Allocation;
+use harness::agent::{Allocation, SHELL};
 use harness::context::agent::{AgentContext, SOON, eventually};
 use harness::processes;
 use nix::sys::signal::{Signal, kill};
@@ -22,7 +23,11 @@ pub const CASES: &[(&str, Case)] = named_cases![
     a_task_whose_shim_dies_while_the_agent_is_down_is_started_anew,
     a_recovery_is_an_event,
     a_task_is_stopped_after_the_plugin_was_killed,
+    all_tasks_of_a_shim_that_dies_are_started_again,
 ];
+
+/// Number of tasks that have one shim.
+const MANY: usize = 20;
 
 fn started(context: &mut AgentContext, name: &str) -> Result<(String, i32)> {
     let id = context.shell(name, SCRIPT)?;
@@ -143,5 +148,35 @@ fn a_task_is_stopped_after_the_plugin_was_killed(context: &mut AgentContext) -> 
     context.agent.tell(&["job", "stop", "-detach", "stopped-after"])?;
     let task = context.dead(&id, "main")?;
     ensure!(!task.failed, "{}", context.agent.allocation(&id)?.summary());
+    Ok(())
+}
+
+fn all_tasks_of_a_shim_that_dies_are_started_again(context: &mut AgentContext) -> Result<()> {
+    context.agent.share_shims_by("node")?;
+    let job =
+        SHELL.replacen("attempts = 0", "attempts = 1\n      interval = \"5m\"\n      delay    = \"0s\"", 1);
+    let (name, image, count) = ("shared-shim-died", context.busybox(), MANY.to_string());
+    let variables = [("image", image.as_str()), ("script", "sleep 10000"), ("count", count.as_str())];
+    context.submit(name, &job, &variables)?;
+    let ids = context.allocations(name, MANY)?;
+    let only_shim = |context: &AgentContext| -> Result<i32> {
+        let shims: BTreeSet<_> =
+            ids.iter().map(|id| Ok(processes::shim_of(context.pid(id)?))).collect::<Result<_>>()?;
+        ensure!(shims.len() == 1, "they have the shims {shims:?}");
+        shims.first().copied().flatten().context("no shim")
+    };
+    ids.iter().try_for_each(|id| context.running(id, "main"))?;
+    let (shim, pids) =
+        (only_shim(context)?, ids.iter().map(|id| context.pid(id)).collect::<Result<Vec<_>>>()?);
+    kill(Pid::from_raw(shim), Signal::SIGKILL)?;
+    for id in &ids {
+        let again = |allocation: &Allocation| allocation.task("main").count("Started") == 2;
+        let task = context.agent.allocation_until(id, "second start", SOON, again)?.task("main");
+        let told = &task.event("Terminated")?.display_message;
+        ensure!(told.contains("shim died") && task.restarts == 1, "{} restarts, {told:?}", task.restarts);
+    }
+    let left: Vec<_> = pids.into_iter().filter(|pid| processes::alive(*pid)).collect();
+    ensure!(left.is_empty(), "of the first ones run on: {left:?}");
+    ensure!(only_shim(context)? != shim, "they have the dead shim");
     Ok(())
 }

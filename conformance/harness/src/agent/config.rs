@@ -46,6 +46,7 @@ pub struct Setup {
     /// Directories that come first in the PATH of the agent and its drivers.
     pub programs: Vec<PathBuf>,
     pub log_collection: &'static str,
+    pub shim_sharing: &'static str,
     /// Directory of the configuration of registry hosts. Empty for the driver's default.
     pub registry_config_dir: String,
     pub consul: Option<Consul>,
@@ -282,6 +283,7 @@ plugin "containerd-driver" {{
     cni_config_dir     = "{cni}"
     log_collection     = "{log_collection}"
     {registries}
+    {sharing}
     {more}
 
     bridge_network_name        = "{tasks}"
@@ -313,6 +315,11 @@ plugin "containerd-driver" {{
             .filter(|directory| !directory.is_empty())
             .map(|directory| format!("registry_config_dir = \"{directory}\""))
             .unwrap_or_default(),
+        // No build from before that option knows it.
+        sharing = match setup.shim_sharing {
+            "task" => String::new(),
+            whom => format!("shim_sharing = {whom:?}"),
+        },
         more = setup.plugin_options,
         tasks = setup.networks.tasks.name,
         tasks_subnet = setup.networks.tasks.subnet,

@@ -112,6 +112,22 @@ impl Agent {
             return Ok(());
         }
         self.setup.log_collection = whom;
+        self.restart_configured()
+    }
+
+    /// Sets the driver's option `shim_sharing`. Restarts the agent if the value changes.
+    ///
+    /// # Errors
+    /// Carries the end of the agent's log.
+    pub fn share_shims_by(&mut self, whom: &'static str) -> Result<()> {
+        if self.setup.shim_sharing == whom {
+            return Ok(());
+        }
+        self.setup.shim_sharing = whom;
+        self.restart_configured()
+    }
+
+    fn restart_configured(&mut self) -> Result<()> {
         self.configure()?;
         self.stop()?;
         self.launch()?;

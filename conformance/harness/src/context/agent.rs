@@ -76,6 +76,7 @@ pub fn setup(environment: &TestEnvironment, mode: Mode, nomad: &Path, plugin: &P
         },
         programs: vec![containerd.programs_directory()],
         log_collection: "nomad",
+        shim_sharing: "task",
         registry_config_dir: String::new(),
         consul: None,
         place: None,
@@ -265,6 +266,7 @@ impl AgentContext {
         let jobs = std::mem::take(&mut self.jobs);
         self.agent.end_jobs(&jobs)?;
         self.agent.collect_logs_by("nomad")?;
+        self.agent.share_shims_by("task")?;
         self.agent.driver_becomes(true).map(drop)
     }
 

@@ -242,6 +242,7 @@ fn setup() -> Setup {
         },
         programs: Vec::new(),
         log_collection: "nomad",
+        shim_sharing: "task",
         registry_config_dir: String::new(),
         consul: None,
         place: None,
