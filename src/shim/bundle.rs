@@ -313,6 +313,14 @@ impl Bundle {
         serde_json::from_slice(&json).ok()
     }
 
+    /// Returns the shim that was written down. `None` if no shim was started that far, or the file is not whole.
+    ///
+    /// # Errors
+    /// Names a file that can't be read.
+    pub(super) fn look_for_shim(&self) -> Result<Option<Shim>, Error> {
+        self.read_json(SHIM)
+    }
+
     /// Reads a file of JSON. `None` if the file doesn't exist, or is not whole.
     ///
     /// # Errors

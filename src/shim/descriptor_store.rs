@@ -7,15 +7,16 @@
 //!
 //! Source of the facts: `unix(7)` (SCM_RIGHTS, MSG_PEEK), `pidfd_getfd(2)`.
 
+use std::collections::BTreeSet;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rustix::io::Errno;
+use rustix::io::{Errno, ioctl_fionread};
 use rustix::net::sockopt::{set_socket_send_buffer_size, set_socket_send_buffer_size_force, socket_domain};
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
 
@@ -23,24 +24,26 @@ use super::FIRST_INHERITED_FD;
 use crate::sys::pidfd::ProcessHandle;
 use crate::sys::procfs::ProcessId;
 
-/// Length of a message: the owner's name, then zeros.
+/// Length of a message: the owner's name, then zeros, and in the last byte the number of descriptors.
 const MESSAGE_BYTES: usize = 128;
+const NAME_BYTES: usize = MESSAGE_BYTES - 1;
 /// Maximum number of descriptors of one owner.
 const MAX_DESCRIPTORS: usize = 8;
 /// Size of the socket's buffer, which has room for thousands of messages.
 const BUFFER_BYTES: usize = 8 << 20;
-/// Name of the message that marks where a walk through the messages began. No owner has such a name.
-const MARK: &str = ".";
 
 /// A message, with the name of its owner.
 type Message = [u8; MESSAGE_BYTES];
 
-/// The store of one shim. Nothing here waits for anybody.
+/// The store of one shim.
 #[derive(Debug)]
 pub(crate) struct DescriptorStore {
     sender: OwnedFd,
     receiver: OwnedFd,
-    turn: Mutex<()>,
+    /// Taken by whoever walks through the messages.
+    walking: Mutex<()>,
+    /// Owners whose descriptors are to be removed.
+    released: Mutex<BTreeSet<String>>,
 }
 
 impl DescriptorStore {
@@ -59,7 +62,7 @@ impl DescriptorStore {
     }
 
     fn over([sender, receiver]: [OwnedFd; 2]) -> Self {
-        Self { sender, receiver, turn: Mutex::default() }
+        Self { sender, receiver, walking: Mutex::default(), released: Mutex::default() }
     }
 
     /// Returns copies of the socket's ends, which the shim is to inherit before any other descriptor.
@@ -87,7 +90,7 @@ impl DescriptorStore {
         Ok(Self::over([sender, receiver]))
     }
 
-    /// Adds descriptors of an owner, each for as long as the owner has others here or the shim lives.
+    /// Adds descriptors of an owner, each for as long as the owner has others here or the shim lives. Waits for nobody.
     ///
     /// # Errors
     /// When there are too many, or there is no room for more.
@@ -95,60 +98,87 @@ impl DescriptorStore {
         if descriptors.is_empty() {
             return Ok(());
         }
-        if descriptors.len() > MAX_DESCRIPTORS || owner.len() > MESSAGE_BYTES || owner == MARK {
+        if descriptors.len() > MAX_DESCRIPTORS || owner.len() > NAME_BYTES {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(self.send(&message(owner), descriptors)?)
+        Ok(self.send(owner, descriptors)?)
     }
 
-    /// Removes the descriptors of all owners for which `is_kept` is false. A plugin that dies in the middle leaves each of
-    /// the others at least once.
+    /// Removes the descriptors of an owner. Where somebody is at it for another one, he does it, and the call returns at
+    /// once. Blocking: not for an async thread.
     ///
     /// # Errors
-    /// The kernel's. What was not come to is kept.
-    pub(crate) fn retain(&self, is_kept: impl Fn(&str) -> bool) -> io::Result<()> {
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut is_begun = false;
-        loop {
+    /// The kernel's. What was not come to is kept until the next release.
+    pub(crate) fn release(&self, owner: &str) -> io::Result<()> {
+        lock(&self.released).insert(owner.to_owned());
+        self.release_rest()
+    }
+
+    /// Removes the descriptors that a release has not come to. Blocking: not for an async thread.
+    ///
+    /// # Errors
+    /// As [`Self::release`].
+    pub(crate) fn release_rest(&self) -> io::Result<()> {
+        // Looked at once more after each walk: who has just come has seen that somebody walks, and has gone.
+        while !lock(&self.released).is_empty() {
+            let Ok(walk) = self.walking.try_lock() else { return Ok(()) };
+            let released = std::mem::take(&mut *lock(&self.released));
+            if let Err(error) = self.walk(|owner| !released.contains(owner)) {
+                lock(&self.released).extend(released);
+                return Err(error);
+            }
+            drop(walk);
+        }
+        Ok(())
+    }
+
+    /// Removes the descriptors of all owners for which `is_kept` is false. Returns false, and does nothing, while somebody
+    /// else removes some. Blocking: not for an async thread.
+    ///
+    /// # Errors
+    /// As [`Self::release`].
+    pub(crate) fn retain(&self, is_kept: impl Fn(&str) -> bool) -> io::Result<bool> {
+        let Ok(_walk) = self.walking.try_lock() else { return Ok(false) };
+        self.walk(is_kept).map(|()| true)
+    }
+
+    /// Takes each message that is there at the beginning, and puts those to be kept at the end. A plugin that dies in the
+    /// middle leaves each of these at least once.
+    fn walk(&self, is_kept: impl Fn(&str) -> bool) -> io::Result<()> {
+        let count = ioctl_fionread(&self.receiver)? / MESSAGE_BYTES as u64;
+        for _ in 0..count {
             let (head, descriptors) = match self.receive(RecvFlags::PEEK) {
                 Err(Errno::AGAIN) => return Ok(()),
                 seen => seen?,
             };
             let owner = owner_of(&head);
-            if owner == MARK {
-                // One that isn't this walk's was left by a plugin that died.
-                drop(self.receive(RecvFlags::empty())?);
-                if is_begun {
-                    return Ok(());
-                }
-                continue;
-            }
-            if !is_begun {
-                self.send(&message(MARK), &[])?;
-                is_begun = true;
-            }
             // The copy comes first, so that the owner always has one.
-            let is_copied = is_kept(owner) && self.send(&head, &descriptors).is_ok();
+            let is_kept = is_kept(owner);
+            let is_copied = is_kept && self.send(owner, &descriptors).is_ok();
             drop(self.receive(RecvFlags::empty())?);
-            if !is_copied && is_kept(owner) {
-                self.send(&head, &descriptors)?;
+            if is_kept && !is_copied {
+                // There was no room, and now there is.
+                self.send(owner, &descriptors)?;
             }
         }
+        Ok(())
     }
 
-    fn send(&self, message: &Message, descriptors: &[OwnedFd]) -> Result<(), Errno> {
+    fn send(&self, owner: &str, descriptors: &[OwnedFd]) -> Result<(), Errno> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
-        if !borrowed.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&borrowed)) {
+        if !control.push(SendAncillaryMessage::ScmRights(&borrowed)) {
             return Err(Errno::INVAL);
         }
+        let message = message(owner, descriptors.len());
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        let sent = sendmsg(&self.sender, &[IoSlice::new(message)], &mut control, flags)?;
+        let sent = sendmsg(&self.sender, &[IoSlice::new(&message)], &mut control, flags)?;
         if sent == MESSAGE_BYTES { Ok(()) } else { Err(Errno::MSGSIZE) }
     }
 
+    /// Receives a message with all of its descriptors. A process that can have no more descriptors gets the message without
+    /// them: that is an error, and a message that was only looked at is still there then.
     fn receive(&self, how: RecvFlags) -> Result<(Message, Vec<OwnedFd>), Errno> {
         let mut message = [0; MESSAGE_BYTES];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
@@ -162,19 +192,29 @@ impl DescriptorStore {
             RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
             _ => None,
         });
-        Ok((message, descriptors.flatten().collect()))
+        let descriptors: Vec<OwnedFd> = descriptors.flatten().collect();
+        let is_whole = usize::from(message[NAME_BYTES]) == descriptors.len();
+        if how.contains(RecvFlags::PEEK) && (!is_whole || received.flags.contains(ReturnFlags::CTRUNC)) {
+            return Err(Errno::MFILE);
+        }
+        Ok((message, descriptors))
     }
 }
 
-fn message(owner: &str) -> Message {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn message(owner: &str, descriptors: usize) -> Message {
     let mut message = [0; MESSAGE_BYTES];
     message[..owner.len()].copy_from_slice(owner.as_bytes());
+    message[NAME_BYTES] = u8::try_from(descriptors).unwrap_or(u8::MAX);
     message
 }
 
 fn owner_of(message: &Message) -> &str {
-    let end = message.iter().position(|byte| *byte == 0).unwrap_or(MESSAGE_BYTES);
-    std::str::from_utf8(&message[..end]).unwrap_or_default()
+    let end = message.iter().position(|byte| *byte == 0).unwrap_or(NAME_BYTES);
+    std::str::from_utf8(&message[..end.min(NAME_BYTES)]).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -211,15 +251,82 @@ mod tests {
         assert_eq!(open(), ["web", "db", "web"]);
         store.retain(|_| true).unwrap();
         assert_eq!(open(), ["web", "db", "web"]);
-        // As by a plugin that died in the middle of a walk.
-        store.send(&message(MARK), &[]).unwrap();
-        store.retain(|owner| owner != "web").unwrap();
+        store.release("web").unwrap();
+        assert_eq!(open(), ["db"]);
+        store.release("other").unwrap();
         assert_eq!(open(), ["db"]);
         store.retain(|owner| owner != "db").unwrap();
         assert_eq!(open(), [""; 0]);
         store.retain(|_| true).unwrap();
-        assert!(store.add(MARK, &[pipe().0]).is_err());
-        drop(store);
+        assert!(store.add(&"x".repeat(MESSAGE_BYTES), &[pipe().0]).is_err());
+    }
+
+    #[test]
+    fn a_walk_that_was_cut_off_leaves_all_and_the_next_one_is_whole() {
+        let store = DescriptorStore::new().unwrap();
+        let (writer, mut reader) = pipe();
+        let held = [writer];
+        for owner in ["web", "db", "cache"] {
+            store.add(owner, &held).unwrap();
+        }
+        drop(held);
+        // As by a plugin that died between the copy and the removal of the first.
+        let (_, descriptors) = store.receive(RecvFlags::PEEK).unwrap();
+        store.send("web", &descriptors).unwrap();
+        drop(descriptors);
+        for owner in ["db", "cache"] {
+            store.release(owner).unwrap();
+            assert!(is_open(&mut reader), "after {owner}");
+        }
+        store.release("web").unwrap();
+        assert!(!is_open(&mut reader));
+        assert_eq!(ioctl_fionread(&store.receiver).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_message_without_its_descriptors_stays() {
+        let store = DescriptorStore::new().unwrap();
+        let (writer, mut reader) = pipe();
+        let descriptors = [writer];
+        store.add("web", &descriptors).unwrap();
+        drop(descriptors);
+        // As the kernel gives it to a process that can have no more descriptors.
+        let cut = message("db", 2);
+        let flags = SendFlags::DONTWAIT;
+        sendmsg(&store.sender, &[IoSlice::new(&cut)], &mut SendAncillaryBuffer::default(), flags).unwrap();
+        assert!(store.retain(|_| false).is_err());
+        assert!(!is_open(&mut reader), "what came before it was removed");
+        assert_eq!(ioctl_fionread(&store.receiver).unwrap(), MESSAGE_BYTES as u64);
+        assert!(store.retain(|_| true).is_err());
+    }
+
+    #[test]
+    fn a_full_store_can_be_emptied() {
+        let store = DescriptorStore::new().unwrap();
+        let (writer, mut reader) = pipe();
+        let descriptors = [writer];
+        while store.add("web", &descriptors).is_ok() {}
+        drop(descriptors);
+        store.release("db").unwrap();
+        assert!(is_open(&mut reader));
+        assert!(store.add("db", &[pipe().0]).is_err(), "something was removed");
+        store.release("web").unwrap();
+        assert!(!is_open(&mut reader));
+        store.add("db", &[pipe().0]).unwrap();
+    }
+
+    #[test]
+    fn who_comes_while_another_one_walks_has_him_do_it() {
+        let store = DescriptorStore::new().unwrap();
+        let (writer, mut reader) = pipe();
+        store.add("web", &[writer]).unwrap();
+        let walk = store.walking.lock().unwrap();
+        store.release("web").unwrap();
+        assert!(!store.retain(|_| false).unwrap());
+        assert!(is_open(&mut reader));
+        drop(walk);
+        store.release("other").unwrap();
+        assert!(!is_open(&mut reader));
     }
 
     #[test]

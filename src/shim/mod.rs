@@ -14,6 +14,7 @@ pub(crate) mod gvisor;
 mod io;
 mod launch;
 mod options;
+mod own_id;
 mod processes;
 mod runtime;
 mod runtime_log;
@@ -90,6 +91,11 @@ impl Shim {
         }
     }
 
+    /// Returns whether the shim's process runs. Blocking for a moment at most, since it reads what the kernel makes.
+    pub(crate) fn is_alive(&self) -> bool {
+        self.process().is_alive()
+    }
+
     /// Returns whether other tasks may have this shim, too.
     pub(crate) fn is_shared(&self) -> bool {
         self.shared.is_some()
@@ -164,6 +170,12 @@ pub(crate) enum Error {
         "the shim that answers for {id} already has a task (pid {task_pid}): one of an earlier run is still alive"
     )]
     StaleShim { id: String, task_pid: u32 },
+    /// The shim that tasks share could not be launched, by another task's start.
+    #[error(transparent)]
+    OfAnother(std::sync::Arc<Self>),
+    /// The start was cancelled, or another step of it has failed.
+    #[error("the start was given up")]
+    GivenUp,
     /// The process that serves as the shim can't be identified, so that it could never be ended.
     #[error(
         "can't identify the shim of {id}: {binary} reports the pid {reported_pid}, and neither that process nor any \
@@ -210,6 +222,7 @@ impl Error {
             Self::Call { source: CallError::Refused(words), .. } => reports_transient(words),
             Self::Binary { transient, .. } => *transient,
             Self::File { source, .. } => is_transient(source),
+            Self::OfAnother(error) => error.is_transient(),
             _ => false,
         }
     }

@@ -3,17 +3,17 @@
 //! It has an id and a directory of its own, which is a bundle without a container. Each task's bundle names it, and so
 //! says who has it; whoever ends one task's container leaves the shim alone, which ends when no bundle names it.
 
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::processes::blocking;
 use super::spare::Place;
 use super::start_inputs::FileId;
-use super::{Bundle, Connection, DescriptorStore, Error, Launcher, Shim, bundles};
+use super::{Bundle, Connection, DescriptorStore, Error, Launcher, Shim, bundles, own_id};
 use crate::sys::error_chain::Chained;
 use crate::sys::pidfd::{self, ProcessHandle};
 use crate::sys::procfs;
@@ -67,10 +67,7 @@ pub(crate) struct SharedPlace {
 impl SharedPlace {
     /// Returns a place that no other shim has.
     pub(crate) fn new(state_dir: &Path) -> Self {
-        static NUMBER: AtomicU64 = AtomicU64::new(0);
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let id = format!("{PREFIX}{:x}-{now:x}-{number:x}", std::process::id());
+        let id = own_id::new(PREFIX);
         Self { bundle: Bundle::at(state_dir, DIRECTORY, &id), id }
     }
 
@@ -125,8 +122,10 @@ impl SharedPlace {
         Ok(shim)
     }
 
-    /// Has no more tasks get the shim, such as one that does not answer. A failure is logged only.
+    /// Has no more tasks get the shim, such as one that does not answer, also by a later plugin. Where that can't be written
+    /// down, it is so for this plugin.
     pub(crate) async fn retire(&self) {
+        noted().retired.insert(self.id.clone());
         if let Err(error) = self.bundle.off_thread(|bundle| bundle.write(RETIRED, b"")).await {
             tracing::debug!(shim = self.id, error = %error.chain(), "can't note that a shared shim gets no more tasks");
         }
@@ -142,7 +141,8 @@ impl SharedPlace {
 
     /// Returns whether a shim can get more tasks: it runs, and nobody has retired it. Blocking: not for an async thread.
     pub(crate) fn takes_tasks(&self, shim: &Shim) -> bool {
-        shim.process().is_alive() && !self.bundle.directory().join(RETIRED).exists()
+        let is_retired = noted().retired.contains(&self.id) || self.bundle.directory().join(RETIRED).exists();
+        !is_retired && shim.is_alive()
     }
 
     /// Tells a shim to end, which it does if it has no container; one that does not is killed if it `may_be_killed`, and what
@@ -195,36 +195,85 @@ impl SharedPlace {
     }
 }
 
+/// What this plugin has noted of shared shims, by their ids.
+#[derive(Default)]
+struct Noted {
+    retired: HashSet<String>,
+    /// The number of containers that are being created.
+    creates: HashMap<String, usize>,
+}
+
+fn noted() -> MutexGuard<'static, Noted> {
+    static NOTED: LazyLock<Mutex<Noted>> = LazyLock::new(Mutex::default);
+    NOTED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A container that is being created in a shared shim. Many a shim answers nothing else meanwhile.
+pub(crate) struct Creating(String);
+
+impl Shim {
+    /// Notes that a container is being created in this shim, if it is a shared one.
+    pub(crate) fn creating(&self) -> Option<Creating> {
+        let id = self.shared.clone()?;
+        *noted().creates.entry(id.clone()).or_default() += 1;
+        Some(Creating(id))
+    }
+
+    /// Returns whether this plugin has a container created in this shim, so that no answer says nothing of the shim.
+    pub(crate) fn is_creating(&self) -> bool {
+        self.shared.as_ref().is_some_and(|id| noted().creates.contains_key(id))
+    }
+}
+
+impl Drop for Creating {
+    fn drop(&mut self) {
+        let mut noted = noted();
+        if let Some(count) = noted.creates.get_mut(&self.0) {
+            *count -= 1;
+            if *count == 0 {
+                noted.creates.remove(&self.0);
+            }
+        }
+    }
+}
+
 /// What an earlier plugin has left of shared shims.
 #[derive(Default)]
 pub(crate) struct Found {
     pub shims: Vec<(SharedPlace, Shim, Option<ShareKey>)>,
-    /// Those whose launch was cut off.
+    /// Those whose launch was cut off, before any bundle named them.
     pub cut_off: Vec<SharedPlace>,
     /// The shared shims that bundles name, each with the id of the bundle's container.
     pub users: Vec<(SharedPlace, Shim, String)>,
 }
 
-/// Finds the shared shims of a state directory, and whose they are. Blocking: not for an async thread.
+/// Finds the shared shims of a state directory, and whose they are by the bundles of these namespaces. One that this plugin
+/// is launching is none yet. Blocking: not for an async thread.
 ///
 /// # Errors
-/// Names what can't be read.
-pub(crate) fn find_shared(state_dir: &Path, namespace: &str) -> Result<Found, Error> {
+/// Names what can't be read: then it is not known who has which.
+pub(crate) fn find_shared(state_dir: &Path, namespaces: &[&str]) -> Result<Found, Error> {
     let mut found = Found::default();
     for place in bundles(state_dir, DIRECTORY)?.iter().filter_map(|id| SharedPlace::of(state_dir, id)) {
-        match place.bundle.read_shim() {
+        match place.bundle.look_for_shim()? {
             Some(shim) if shim.is_shared() => {
                 let key = place.bundle.read_json(KEY)?;
                 found.shims.push((place, shim, key));
             }
+            _ if own_id::is_own(PREFIX, &place.id) => {}
             _ => found.cut_off.push(place),
         }
     }
-    for id in bundles(state_dir, namespace)? {
-        let shim = Bundle::at(state_dir, namespace, &id).read_shim();
-        let named = shim.and_then(|shim| Some((SharedPlace::of(state_dir, shim.shared.as_deref()?)?, shim)));
-        found.users.extend(named.map(|(place, shim)| (place, shim, id)));
+    for namespace in namespaces {
+        for id in bundles(state_dir, namespace)? {
+            let shim = Bundle::at(state_dir, namespace, &id).look_for_shim()?;
+            let named =
+                shim.and_then(|shim| Some((SharedPlace::of(state_dir, shim.shared.as_deref()?)?, shim)));
+            found.users.extend(named.map(|(place, shim)| (place, shim, id)));
+        }
     }
+    // Somebody may have removed what was written down of a shim.
+    found.cut_off.retain(|cut_off| !found.users.iter().any(|(place, ..)| place.id == cut_off.id));
     Ok(found)
 }
 
@@ -234,6 +283,12 @@ mod tests {
 
     use super::*;
     use crate::shim::launch::tests::launcher;
+    use crate::sys::procfs::ProcessId;
+
+    fn shim() -> Shim {
+        let bootstrap = Bootstrap { version: ApiVersion::V2, socket: "/nowhere.sock".into() };
+        Shim { bootstrap, pid: i32::MAX, started_ticks: 9, shared: None }
+    }
 
     #[tokio::test]
     async fn bundles_say_who_has_a_shared_shim() {
@@ -241,27 +296,64 @@ mod tests {
         let launcher = launcher("/bin/false", state.path());
         let place = SharedPlace::new(state.path());
         assert!(place.launch(&launcher).await.is_err());
-        let found = find_shared(state.path(), "nomad").unwrap();
-        assert_eq!((found.shims.len(), found.cut_off.len()), (0, 1));
-        let bootstrap = Bootstrap { version: ApiVersion::V2, socket: "/nowhere.sock".into() };
-        let shim = Shim { bootstrap, pid: i32::MAX, started_ticks: 9, shared: None };
+        let found = find_shared(state.path(), &["nomad"]).unwrap();
+        assert_eq!((found.shims.len(), found.cut_off.len()), (0, 0), "this plugin may be launching it");
         let key = ShareKey::new(&launcher, "node".to_owned(), None);
-        let shim = place.record(shim, &key).await.unwrap();
+        let shim = place.record(shim(), &key).await.unwrap();
         let web = Bundle::at(state.path(), "nomad", "web");
         web.create(Path::new("/bin/shim")).unwrap();
         web.write_shim(&shim).unwrap();
-        let found = find_shared(state.path(), "nomad").unwrap();
+        let found = find_shared(state.path(), &["nomad"]).unwrap();
         assert!(found.cut_off.is_empty() && found.shims[0].2.as_ref() == Some(&key));
         assert_eq!((found.users[0].0.id(), &*found.users[0].2), (place.id(), "web"));
+        assert!(find_shared(state.path(), &["docker"]).unwrap().users.is_empty());
         assert!(!place.takes_tasks(&shim), "it does not run");
         assert!(place.end(&launcher, &shim, false).await && !place.bundle.exists());
+    }
+
+    #[test]
+    fn a_launch_was_cut_off_only_where_nobody_names_the_shim() {
+        let state = tempfile::tempdir().unwrap();
+        let place = SharedPlace::of(state.path(), "shared-1-2-3").unwrap();
+        place.bundle.create(Path::new("/bin/shim")).unwrap();
+        place.bundle.write_shim(&shim()).unwrap();
+        let cut_off = || find_shared(state.path(), &["nomad", "docker"]).map(|found| found.cut_off.len());
+        assert_eq!(cut_off().unwrap(), 1);
+        let web = Bundle::at(state.path(), "docker", "web");
+        web.create(Path::new("/bin/shim")).unwrap();
+        web.write_shim(&Shim { shared: Some(place.id.clone()), ..shim() }).unwrap();
+        assert_eq!(cut_off().unwrap(), 0, "its file was removed");
+        // Reading a directory fails, as reading a file does for want of descriptors.
+        std::fs::remove_file(web.directory().join("shim.json")).unwrap();
+        std::fs::create_dir(web.directory().join("shim.json")).unwrap();
+        assert!(cut_off().is_err());
+    }
+
+    #[tokio::test]
+    async fn a_retired_shim_gets_no_tasks_also_where_that_is_not_written_down() {
+        let place = SharedPlace::new(Path::new("/nowhere"));
+        let own = Shim { pid: i32::try_from(std::process::id()).unwrap(), ..shim() };
+        let own = Shim { started_ticks: ProcessId::of(own.pid).started_ticks, ..own };
+        assert!(place.takes_tasks(&own));
+        place.retire().await;
+        assert!(!place.takes_tasks(&own));
+    }
+
+    #[test]
+    fn a_create_is_noted_for_as_long_as_it_takes() {
+        let shim = Shim { shared: Some("shared-a-create".to_owned()), ..shim() };
+        let (one, other) = (shim.creating(), shim.creating());
+        drop(one);
+        assert!(shim.is_creating());
+        drop(other);
+        assert!(!shim.is_creating());
+        assert!(Shim { shared: None, ..shim }.creating().is_none());
     }
 
     #[test]
     fn an_id_is_no_path() {
         let state = Path::new("/state");
         assert!(SharedPlace::of(state, SharedPlace::new(state).id()).is_some());
-        assert!(SharedPlace::new(state).id().len() < 76);
         for id in ["shared-../x", "web-1", "", "../shared-1"] {
             assert!(SharedPlace::of(state, id).is_none(), "{id}");
         }

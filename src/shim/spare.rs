@@ -7,13 +7,12 @@
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
+use std::time::Duration;
 
 use super::processes::{SPARE_PREFIX, blocking, end_spares_below};
 use super::start_inputs::FileId;
-use super::{Bundle, Connection, DescriptorStore, Error, Launcher, LogPaths, Shim, bundles};
+use super::{Bundle, Connection, DescriptorStore, Error, Launcher, LogPaths, Shim, bundles, own_id};
 use crate::sys;
 use crate::sys::error_chain::Chained;
 use crate::sys::pidfd::{self, Init};
@@ -46,7 +45,7 @@ pub(crate) struct Place {
 
 impl Place {
     pub(crate) fn new(launcher: &Launcher, state_dir: &Path) -> Self {
-        let id = new_id();
+        let id = own_id::new(SPARE_PREFIX);
         let bundle = Bundle::at(state_dir, DIRECTORY, &id);
         Self { id, bundle, launcher: launcher.clone() }
     }
@@ -232,7 +231,7 @@ pub(crate) async fn end_left_spares(launcher: &Launcher, state_dir: &Path) -> Re
     let (at, directory) = (state_dir.to_owned(), state_dir.join(DIRECTORY));
     let mut found = sys::blocking::run(move || bundles(&at, DIRECTORY)).await?;
     // One of this plugin's may be on its way to a container.
-    found.retain(|id| !id.starts_with(&*OWN_PREFIX));
+    found.retain(|id| !own_id::is_own(SPARE_PREFIX, id));
     let mut left = Vec::new();
     for id in found {
         let place = Place { bundle: Bundle::at(state_dir, DIRECTORY, &id), id, launcher: launcher.clone() };
@@ -244,29 +243,10 @@ pub(crate) async fn end_left_spares(launcher: &Launcher, state_dir: &Path) -> Re
     Ok(left)
 }
 
-/// Beginning of the ids of this plugin's spares. The pid of a plugin may be that of an earlier one.
-static OWN_PREFIX: LazyLock<String> = LazyLock::new(|| {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
-    format!("{SPARE_PREFIX}{:x}-{now:x}-", std::process::id())
-});
-
-/// Returns an id that no other spare has.
-fn new_id() -> String {
-    static NUMBER: AtomicU64 = AtomicU64::new(0);
-    format!("{}{:x}", *OWN_PREFIX, NUMBER.fetch_add(1, Ordering::Relaxed))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::shim::launch::tests::launcher;
-
-    #[test]
-    fn ids_are_distinct_and_fit_a_socket() {
-        let (one, other) = (new_id(), new_id());
-        assert_ne!(one, other);
-        assert!(one.starts_with(SPARE_PREFIX) && one.len() < 76, "{one}");
-    }
 
     #[tokio::test]
     async fn what_is_left_of_spares_is_removed() {

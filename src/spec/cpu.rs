@@ -71,6 +71,18 @@ fn quota_us(period_us: u64, part_of_node: f64, processors: usize) -> i64 {
     quota.round().max(MIN_QUOTA_US) as i64
 }
 
+/// Returns how much of a CPU a task has at most, with a hard limit.
+pub(crate) fn hard_limited(
+    requested: &CpuLimits,
+    resources: &pb::Resources,
+    host: &HostFacts,
+) -> Option<f64> {
+    requested.hard_limit_period_us?;
+    let part_of_node = resources.linux_resources.as_ref()?.percent_ticks;
+    #[expect(clippy::cast_precision_loss, reason = "no machine has that many CPUs")]
+    Some(part_of_node * host.processors.len().max(1) as f64)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -32,6 +32,7 @@ use crate::image::platform;
 use crate::image::user::Identity;
 use crate::security::Confinement;
 
+pub(crate) use cpu::hard_limited as hard_limited_cpus;
 pub(crate) use host_facts::{HostFacts, check};
 pub(crate) use mounts::{BoundFile, ImageVolume, StagedSource, nomad_directories};
 pub(crate) use namespaces::{NETWORK_PARAMETERS, NetNamespace, with_private_pids};

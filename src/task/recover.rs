@@ -15,6 +15,7 @@ use super::error::{Error, Result};
 use super::events::TaskEvents;
 use super::exec::StaleExecs;
 use super::runtime::renew_wrapper;
+use super::shared_shims::SharedShims;
 use super::supervisor::Supervision;
 use super::{DriverState, Identity, Settings, Task, Tasks, dockerd};
 use crate::shim::{self, Bundle, Connection, Family};
@@ -110,7 +111,7 @@ async fn find(
         tracing::warn!(container = driver_state.container_id, error = %error.chain(), "can't accept its shim's events");
     }
     let init = hold(driver_state.init).await;
-    let connection = reach(&container, &driver_state, &init).await?;
+    let connection = reach(&tasks.shared_shims, &container, &driver_state, &init).await?;
     let had_exited = is_known_to_be_gone(&driver_state, &init);
     let init = init.unwrap_or_default();
     let waiting = shim::wait_pending(&connection, "").await;
@@ -166,18 +167,25 @@ async fn hold(process: ProcessId) -> std::io::Result<Option<Init>> {
 /// as long as the shim's own process is there: whatever the shim is busy with, or this plugin is short of, is no exit
 /// of the task, and the kernel reports an exit all the same.
 async fn reach(
+    shared_shims: &SharedShims,
     container: &ContainerHandles,
     driver_state: &DriverState,
     init: &std::io::Result<Option<Init>>,
 ) -> Result<Connection> {
+    let late = || {
+        let late = format!("its shim does not answer within {SHIM_ANSWERS:?}");
+        (ShimAnswer::Nothing, Error::failed(late))
+    };
     let opened = Connection::open(&driver_state.shim.bootstrap, &driver_state.container_id).await;
     let (answer, error) = match opened {
+        // Those that are recovered next, one after the other, don't wait for it as well.
+        Ok(_) if shared_shims.is_silent(&driver_state.shim) => late(),
         Ok(connection) => match tokio::time::timeout(SHIM_ANSWERS, connection.state()).await {
             Ok(Ok(_)) => return Ok(connection),
             Ok(Err(error)) => (ShimAnswer::by(&error), error.into()),
             Err(_) => {
-                let late = format!("its shim does not answer within {SHIM_ANSWERS:?}");
-                (ShimAnswer::Nothing, Error::failed(late))
+                shared_shims.is_not_answering(&driver_state.shim);
+                late()
             }
         },
         Err(error) => (ShimAnswer::Nothing, error.into()),

@@ -8,19 +8,38 @@ use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use futures::future::join_all;
+use shim_protos::CallError;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::container::ContainerHandles;
 use super::spares::Spares;
+use super::teardown::end_in;
 use super::{Settings, Tasks};
+use crate::config::DriverName;
 use crate::shim::{
-    self, Bundle, Connection, DescriptorStore, Found, Holds, Launcher, ShareKey, SharedPlace, Shim,
-    find_shared,
+    self, Bundle, Connection, DescriptorStore, Found, HeldPipes, Holds, Launcher, ShareKey, SharedPlace,
+    Shim, find_shared,
 };
 use crate::sys::blocking;
 use crate::sys::error_chain::Chained;
+use crate::sys::os_error::is_transient;
 
 /// Number of shims that a start tries to join.
 const TRIES: usize = 2;
+/// Time for which a shim that gave no answer is not asked again where somebody waits.
+const SILENT: Duration = Duration::from_secs(30);
+/// Maximum time of the answer of a shim that does not hang.
+const ANSWERS: Duration = Duration::from_secs(1);
+/// Pause between two questions to a shim that does not answer.
+const ASKS_AGAIN: Duration = Duration::from_secs(10);
+/// Time after which a shim that answers again has opened the pipes that it was told of.
+const HAS_OPENED: Duration = Duration::from_secs(60);
+/// Maximum time of an answer about a container that a shim most likely does not have.
+const LOST_IS_ENDED: Duration = Duration::from_secs(2);
 
 #[derive(Default)]
 pub(super) struct SharedShims {
@@ -30,8 +49,34 @@ pub(super) struct SharedShims {
     cut_off: Mutex<Vec<SharedPlace>>,
     /// State directory whose shims are known.
     loaded: tokio::sync::Mutex<Option<PathBuf>>,
-    /// Mutexes of joins, so that tasks that come at once launch one shim.
-    turns: Mutex<HashMap<ShareKey, Weak<tokio::sync::Mutex<()>>>>,
+    /// So that tasks that come at once launch one shim.
+    turns: Mutex<HashMap<ShareKey, Weak<Turn>>>,
+    /// Shims that gave no answer, and when.
+    silent: Mutex<HashMap<String, Instant>>,
+}
+
+/// The launches of shims of one key, one after the other.
+#[derive(Default)]
+struct Turn {
+    lock: tokio::sync::Mutex<()>,
+    /// The last launch that failed, which is the answer for all who were waiting then.
+    failed: Mutex<Option<(Instant, Arc<shim::Error>)>>,
+}
+
+impl Turn {
+    /// Returns the error of a launch that has failed since then.
+    fn failed_since(&self, asked: Instant) -> Option<shim::Error> {
+        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        let (at, error) = failed.as_ref()?;
+        (*at >= asked).then(|| shim::Error::OfAnother(Arc::clone(error)))
+    }
+
+    fn note(&self, error: shim::Error) -> shim::Error {
+        let error = Arc::new(error);
+        *self.failed.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some((Instant::now(), Arc::clone(&error)));
+        shim::Error::OfAnother(error)
+    }
 }
 
 /// A shared shim.
@@ -46,6 +91,8 @@ struct Known {
     users: HashSet<String>,
     /// Whether this plugin knows all of its tasks, since it has launched it.
     is_own: bool,
+    /// Whether the store may have descriptors of tasks that are gone.
+    is_unswept: bool,
     phase: Phase,
 }
 
@@ -65,7 +112,11 @@ pub(super) struct Join<'a> {
     pub(super) key: ShareKey,
     /// Descriptors that the shim is to hold for the task.
     pub(super) held: &'a [OwnedFd],
+    /// Cancelled when the start is given up.
+    pub(super) given_up: &'a CancellationToken,
 }
+
+type Joined = (SharedPlace, Shim, Arc<DescriptorStore>);
 
 impl SharedShims {
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Known>> {
@@ -74,22 +125,24 @@ impl SharedShims {
 
     /// Learns which shared shims there are, once.
     pub(super) async fn load(&self, settings: &Settings) {
-        let (state_dir, namespace) = (settings.config.state_dir.clone(), settings.namespace());
+        let state_dir = settings.config.state_dir.clone();
         let mut loaded = self.loaded.lock().await;
         if loaded.as_ref() == Some(&state_dir) {
             return;
         }
         let at = state_dir.clone();
-        let Found { shims, cut_off, users } = match blocking::run(move || find_shared(&at, namespace)).await {
+        // The driver may have had its other name.
+        let namespaces =
+            [DriverName::ContainerdDriver, DriverName::Docker].map(DriverName::containerd_namespace);
+        let Found { shims, cut_off, users } = match blocking::run(move || find_shared(&at, &namespaces)).await
+        {
             Ok(found) => found,
             Err(error) => {
                 tracing::warn!(error = %error.chain(), "can't look for shared shims yet");
                 return;
             }
         };
-        for (place, shim, key) in shims {
-            self.add(place, shim, key).await;
-        }
+        join_all(shims.into_iter().map(|(place, shim, key)| self.add(place, shim, key))).await;
         for (place, shim, user) in users {
             self.add(place, shim.clone(), None).await;
             self.enter(&shim, user);
@@ -103,15 +156,15 @@ impl SharedShims {
         if self.lock().contains_key(place.id()) {
             return;
         }
-        let of = shim.clone();
-        let opened = shim::look_at_processes(move || SharedPlace::open_store(&of)).await.flatten();
-        let store = opened.map_err(|error| {
-            tracing::debug!(shim = place.id(), %error, "can't open the store of descriptors of a shared shim");
-        });
-        // Without its store it can't hold what a task needs.
-        let phase = if store.is_ok() { Phase::Serving } else { Phase::Retired };
-        let known =
-            Known { key, store: store.ok(), users: HashSet::new(), is_own: false, phase, place, shim };
+        let (store, phase) = match open_store(&shim).await {
+            Ok(store) => (Some(store), Phase::Serving),
+            // It may work later, but no task can wait for that.
+            Err(error) if is_short(&error) => (None, Phase::Serving),
+            // Without its store it can't hold what a task needs.
+            Err(_) => (None, Phase::Retired),
+        };
+        let (users, is_own, is_unswept) = (HashSet::new(), false, true);
+        let known = Known { key, store, users, is_own, is_unswept, phase, place, shim };
         self.lock().entry(known.place.id().to_owned()).or_insert(known);
     }
 
@@ -138,20 +191,13 @@ impl SharedShims {
     /// # Errors
     /// As the launch of any shim, or when it does not answer.
     pub(super) async fn join(&self, join: Join<'_>) -> Result<Option<(Connection, Shim)>, shim::Error> {
-        let Join { settings, spares, container, key, held } = join;
-        let ContainerHandles { id, launcher, bundle, .. } = container;
+        let Join { settings, container, held, .. } = &join;
+        let ContainerHandles { id, bundle, .. } = container;
         self.load(settings).await;
-        let turn = self.turn(&key);
         let mut tries = 0..TRIES;
         loop {
             tries.next();
-            let (place, shim, store) = {
-                let _turn = turn.lock().await;
-                match self.find(&key, id).await {
-                    Some(found) => found,
-                    None => Box::pin(self.launch(settings, launcher, spares, &key, id)).await?,
-                }
-            };
+            let (place, shim, store) = self.find_or_launch(&join).await?;
             match ask(&shim, id).await {
                 Ok(connection) => {
                     if let Err(error) = store.add(id, held) {
@@ -164,10 +210,14 @@ impl SharedShims {
                     return Ok(Some((connection, shim)));
                 }
                 Err(error) => {
+                    self.leave(settings, id, None).await;
+                    if shim.is_creating() {
+                        tracing::info!(container = id, shim = place.id(), error = %error.chain(), "the shared shim is busy with another container; the task gets a shim of its own");
+                        return Ok(None);
+                    }
                     tracing::warn!(container = id, shim = place.id(), error = %error.chain(), "a shared shim does not answer; it gets no more tasks");
                     self.retire(place.id());
                     place.retire().await;
-                    self.leave(settings, id, None).await;
                     if tries.is_empty() {
                         return Err(error);
                     }
@@ -176,7 +226,30 @@ impl SharedShims {
         }
     }
 
-    fn turn(&self, key: &ShareKey) -> Arc<tokio::sync::Mutex<()>> {
+    /// Returns a shim that the tasks of the key share, which is launched if there is none.
+    async fn find_or_launch(&self, join: &Join<'_>) -> Result<Joined, shim::Error> {
+        let Join { settings, spares, container, key, given_up, .. } = join;
+        let (id, asked) = (&container.id, Instant::now());
+        if let Some(found) = self.find(key, id).await {
+            return Ok(found);
+        }
+        let turn = self.turn(key);
+        let _turn = tokio::select! {
+            turn = turn.lock.lock() => turn,
+            () = given_up.cancelled() => return Err(shim::Error::GivenUp),
+        };
+        if let Some(error) = turn.failed_since(asked) {
+            return Err(error);
+        }
+        match self.find(key, id).await {
+            Some(found) => Ok(found),
+            None => Box::pin(self.launch(settings, &container.launcher, spares, key, id))
+                .await
+                .map_err(|error| turn.note(error)),
+        }
+    }
+
+    fn turn(&self, key: &ShareKey) -> Arc<Turn> {
         let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(turn) = turns.get(key).and_then(Weak::upgrade) {
             return turn;
@@ -188,14 +261,13 @@ impl SharedShims {
     }
 
     /// Returns a shim that runs and that the tasks of this key share, and notes that the container may be in it.
-    async fn find(&self, key: &ShareKey, user: &str) -> Option<(SharedPlace, Shim, Arc<DescriptorStore>)> {
+    async fn find(&self, key: &ShareKey, user: &str) -> Option<Joined> {
         loop {
             let (place, shim, store) = {
                 let mut known = self.lock();
-                let serves =
-                    |known: &&mut Known| known.phase == Phase::Serving && known.key.as_ref() == Some(key);
-                let found = known.values_mut().find(serves)?;
-                let store = found.store.clone()?;
+                let mut serving = known.values_mut().filter(|known| known.serves(key));
+                let (found, store) =
+                    serving.find_map(|known| known.store.clone().map(|store| (known, store)))?;
                 found.users.insert(user.to_owned());
                 (found.place.clone(), found.shim.clone(), store)
             };
@@ -217,7 +289,7 @@ impl SharedShims {
         spares: &Spares,
         key: &ShareKey,
         user: &str,
-    ) -> Result<(SharedPlace, Shim, Arc<DescriptorStore>), shim::Error> {
+    ) -> Result<Joined, shim::Error> {
         let place = SharedPlace::new(&settings.config.state_dir);
         let launched = async {
             let spare = spares.take(launcher, place.bundle(), place.id(), Holds::Store).await;
@@ -248,6 +320,7 @@ impl SharedShims {
             store: Some(Arc::clone(&store)),
             users: HashSet::from([user.to_owned()]),
             is_own: true,
+            is_unswept: false,
             phase: Phase::Serving,
         };
         self.lock().insert(place.id().to_owned(), known);
@@ -273,10 +346,9 @@ impl SharedShims {
         }
         for Known { place, store, .. } in left {
             if let Some(store) = store {
-                let (owner, id) = (container_id.to_owned(), place.id().to_owned());
-                let released = blocking::run(move || store.retain(|of| of != owner)).await;
-                if let Err(error) = released {
-                    tracing::warn!(container = container_id, shim = id, %error, "can't release the descriptors that the shared shim holds for it");
+                let owner = container_id.to_owned();
+                if let Err(error) = blocking::run(move || store.release(&owner)).await {
+                    tracing::debug!(container = container_id, shim = place.id(), %error, "can't release yet what the shared shim holds for it");
                 }
             }
             self.end_unused(settings, place.id(), false).await;
@@ -287,9 +359,38 @@ impl SharedShims {
         self.lock().get(place.id()).is_some_and(|known| known.users.contains(container_id))
     }
 
-    /// Returns all shared shims.
-    pub(super) fn all(&self) -> Vec<Shim> {
-        self.lock().values().map(|known| known.shim.clone()).collect()
+    /// Notes that a shim has given no answer in time.
+    pub(super) fn is_not_answering(&self, shim: &Shim) {
+        if let Some(id) = &shim.shared {
+            self.silent.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), Instant::now());
+        }
+    }
+
+    /// Returns whether a shim that several tasks have gave one of them no answer a moment ago.
+    pub(super) fn is_silent(&self, shim: &Shim) -> bool {
+        let silent = self.silent.lock().unwrap_or_else(PoisonError::into_inner);
+        shim.shared.as_ref().and_then(|id| silent.get(id)).is_some_and(|at| at.elapsed() < SILENT)
+    }
+
+    /// Ends a container of which neither bundle nor handle is there, if a shared shim has it.
+    pub(super) async fn end_lost(&self, container_id: &str) {
+        let all: Vec<Shim> = self.lock().values().map(|known| known.shim.clone()).collect();
+        let asked = all.iter().filter(|shim| !self.is_silent(shim));
+        join_all(asked.map(|shim| self.end_lost_in(shim, container_id))).await;
+    }
+
+    async fn end_lost_in(&self, shim: &Shim, container_id: &str) {
+        match tokio::time::timeout(LOST_IS_ENDED, end_in(shim, container_id)).await {
+            Ok(Ok(())) => tracing::warn!(
+                container = container_id,
+                "a shared shim had a container whose bundle is gone; it was ended"
+            ),
+            Ok(Err(error)) if error.is_not_found() => {}
+            Ok(Err(error)) => {
+                tracing::debug!(container = container_id, error = %error.chain(), "can't ask a shared shim for a lost container");
+            }
+            Err(_) => self.is_not_answering(shim),
+        }
     }
 
     /// Ends a shim that has no container any more. One whose tasks this plugin may not all know is killed only if it
@@ -317,10 +418,62 @@ impl SharedShims {
     }
 }
 
+impl Known {
+    fn serves(&self, key: &ShareKey) -> bool {
+        self.phase == Phase::Serving && self.key.as_ref() == Some(key)
+    }
+}
+
+/// Holds the pipes of a start that has failed until its shim has answered and has had time for what it was told: it was
+/// told the descriptors' numbers, which later are another task's.
+pub(super) fn hold_until_answered(shim: Shim, container_id: String, pipes: HeldPipes) {
+    tokio::spawn(async move {
+        let is_answer = |answer: &Result<shim::State, shim::Error>| match answer {
+            Ok(_) => true,
+            Err(error) => error.is_not_found() || error.is_refusal(),
+        };
+        let connection = Connection::deferred(&shim.bootstrap, &container_id);
+        let first = tokio::time::timeout(ANSWERS, connection.state()).await;
+        if !first.as_ref().is_ok_and(is_answer) {
+            while shim.is_alive() && !is_answer(&connection.state().await) {
+                tokio::time::sleep(ASKS_AGAIN).await;
+            }
+            tokio::time::sleep(HAS_OPENED).await;
+        }
+        drop(pipes);
+    });
+}
+
+async fn open_store(shim: &Shim) -> std::io::Result<Arc<DescriptorStore>> {
+    let of = shim.clone();
+    let opened = shim::look_at_processes(move || SharedPlace::open_store(&of)).await.flatten();
+    if let Err(error) = &opened {
+        tracing::debug!(shim = shim.shared, %error, "can't open the store of descriptors of a shared shim");
+    }
+    opened
+}
+
+/// Returns whether the plugin may only lack something for now.
+fn is_short(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::TimedOut || is_transient(error)
+}
+
 /// Connects to a shared shim for a container that it is to get. Some shims answer only when another container was created.
+/// One that has a container of this id, which nobody knows of, loses it.
 async fn ask(shim: &Shim, id: &str) -> Result<Connection, shim::Error> {
     let connection = Connection::open(&shim.bootstrap, id).await?;
-    connection.pid_of_fresh_shim().await?;
+    let pid = match connection.pid_of_fresh_shim().await {
+        Err(shim::Error::StaleShim { .. }) => {
+            end_in(shim, id).await?;
+            connection.pid_of_fresh_shim().await?
+        }
+        pid => pid?,
+    };
+    if pid != 0 && pid != shim.pid {
+        let doing = format!("ask the shared shim with pid {} for {id}", shim.pid);
+        let source = CallError::Disconnected(format!("another one answers, with pid {pid}"));
+        return Err(shim::Error::Call { doing, source });
+    }
     Ok(connection)
 }
 
@@ -333,26 +486,51 @@ impl Tasks {
         let cut_off = std::mem::take(&mut *shared.cut_off.lock().unwrap_or_else(PoisonError::into_inner));
         let launcher = ContainerHandles::by_id(settings, "").launcher;
         for place in cut_off {
-            if !place.clear(&launcher).await {
+            // The agent may have recovered a task that names it.
+            if !shared.lock().contains_key(place.id()) && !place.clear(&launcher).await {
                 shared.cut_off.lock().unwrap_or_else(PoisonError::into_inner).push(place);
             }
         }
         let all: Vec<Known> = shared.lock().values().cloned().collect();
-        for Known { place, users, store, .. } in all {
-            if users.is_empty() {
-                shared.end_unused(settings, place.id(), has_settled).await;
-                continue;
+        for known in all {
+            if known.users.is_empty() {
+                shared.end_unused(settings, known.place.id(), has_settled).await;
+            } else {
+                known.place.bundle().off_thread(Bundle::trim_logs).await;
+                self.sweep_store(known, has_settled).await;
             }
-            place.bundle().off_thread(Bundle::trim_logs).await;
-            if let Some(store) = store.filter(|_| has_settled) {
-                let tasks = Arc::clone(self);
-                // By who has the shim at that moment: a task that joins is noted before its descriptors come.
-                let swept =
-                    blocking::run(move || store.retain(|owner| tasks.shared_shims.has(&place, owner)));
-                let swept = swept.await;
-                if let Err(error) = swept {
-                    tracing::debug!(%error, "can't look through the descriptors of a shared shim");
+        }
+    }
+
+    /// Releases what a shared shim holds for tasks that are gone. What it holds for those of an earlier plugin is looked at
+    /// once, when the agent has recovered its tasks.
+    async fn sweep_store(self: &Arc<Self>, known: Known, has_settled: bool) {
+        let Known { place, shim, store, is_unswept, .. } = known;
+        let id = place.id().to_owned();
+        let Some(store) = store else {
+            if let Ok(store) = open_store(&shim).await
+                && let Some(known) = self.shared_shims.lock().get_mut(&id)
+            {
+                known.store = Some(store);
+            }
+            return;
+        };
+        let looks_at_all = is_unswept && has_settled;
+        let tasks = Arc::clone(self);
+        let swept = blocking::run(move || match looks_at_all {
+            // By who has the shim at that moment: a task that joins is noted before its descriptors come.
+            true => store.retain(|owner| tasks.shared_shims.has(&place, owner)),
+            false => store.release_rest().map(|()| false),
+        });
+        match swept.await {
+            Ok(true) => {
+                if let Some(known) = self.shared_shims.lock().get_mut(&id) {
+                    known.is_unswept = false;
                 }
+            }
+            Ok(false) => {}
+            Err(error) => {
+                tracing::debug!(shim = id, %error, "can't look through the descriptors of a shared shim")
             }
         }
     }
@@ -433,6 +611,29 @@ mod tests {
         let shared = SharedShims::default();
         shared.load(&settings).await;
         assert!(shared.find(&key, "db").await.is_none() && !shared.has(&place, "db"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_a_launch_that_fails_has_its_error_and_who_comes_later_tries_again() {
+        let turn = Turn::default();
+        let asked = Instant::now();
+        assert!(turn.failed_since(asked).is_none());
+        let own = turn.note(shim::Error::GivenUp);
+        assert_eq!(own.to_string(), turn.failed_since(asked).unwrap().to_string());
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert!(turn.failed_since(Instant::now()).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_shim_that_gave_no_answer_is_silent_for_a_while() {
+        let state = tempfile::tempdir().unwrap();
+        let (_, shim, _) = left(&settings(state.path()), &[]).await;
+        let shared = SharedShims::default();
+        assert!(!shared.is_silent(&shim));
+        shared.is_not_answering(&shim);
+        assert!(shared.is_silent(&shim) && !shared.is_silent(&Shim { shared: None, ..shim.clone() }));
+        tokio::time::advance(SILENT).await;
+        assert!(!shared.is_silent(&shim));
     }
 
     #[test]

@@ -9,8 +9,9 @@ use nix::sys::signal::Signal;
 use super::error::{Error, Result};
 use super::slot::{AtStop, Occupant};
 use super::{Phase, Slot, Task, Tasks, container, signal};
-use crate::shim::Family;
+use crate::shim::{self, Family};
 use crate::sys::error_chain::Chained;
+use crate::sys::pidfd::ProcessHandle;
 
 /// Maximum time that a killed task may take to exit. The kernel needs no time, but a process stuck in a device does.
 const AFTER_SIGKILL: Duration = Duration::from_secs(30);
@@ -83,7 +84,7 @@ impl Task {
     /// without the signal would be killed at its timeout. A shim that gives no answer may have sent it.
     async fn send_stop_signal(&self, signal: i32) {
         for _ in 0..SIGNAL_ATTEMPTS {
-            let Err(error) = self.connection.kill(signal, false).await else { return };
+            let Err(error) = self.deliver(signal).await else { return };
             // Most often the task has just ended by itself.
             tracing::debug!(task = self.id(), signal, error = %error.chain(), "the stop signal was not delivered");
             if !error.is_refusal() {
@@ -139,7 +140,20 @@ impl Task {
             return Err(Error::conflict(format!("signal task {}: it has exited", self.id())));
         }
         self.container.restore_off_thread().await;
-        self.connection.kill(signal, false).await.map_err(Error::failed)
+        self.deliver(signal).await.map_err(Error::failed)
+    }
+
+    /// Sends a signal to the task's first process: by its shim, or by the kernel where the shim has others' tasks, too, and
+    /// may have no time for this one.
+    async fn deliver(&self, signal: i32) -> std::result::Result<(), shim::Error> {
+        let init = self.driver_state.init;
+        if self.driver_state.shim.is_shared() {
+            let send = move || ProcessHandle::open(init)?.map_or(Ok(false), |process| process.send(signal));
+            if let Ok(Ok(true)) = tokio::task::spawn_blocking(send).await {
+                return Ok(());
+            }
+        }
+        self.connection.kill(signal, false).await
     }
 
     pub(super) fn has_exited(&self) -> bool {

@@ -92,7 +92,12 @@ async fn follow(supervision: Supervision) -> Exit {
     let began = SystemTime::now();
     let mut oom = OomWatch::begin(&driver_state.cgroup, oom_kills);
     let mut last_kill = None;
-    let end = ProcessEnd { init: init.as_ref(), had_exited, was_killed: Some(&container.was_killed) };
+    let end = ProcessEnd {
+        init: init.as_ref(),
+        had_exited,
+        was_killed: Some(&container.was_killed),
+        shim: &driver_state.shim,
+    };
     let mut report = pin!(await_exit(&driver_state, &container, end, &connection, waiting));
     let report = loop {
         tokio::select! {
@@ -230,6 +235,8 @@ struct ProcessEnd<'a> {
     had_exited: bool,
     /// Whether the driver has killed it while it was running.
     was_killed: Option<&'a AtomicBool>,
+    /// Shim whose word is waited for.
+    shim: &'a Shim,
 }
 
 impl ProcessEnd<'_> {
@@ -268,9 +275,14 @@ async fn report_overdue(connection: &Connection, exec_id: &str, end: ProcessEnd<
             }
         }
     };
-    match tokio::time::timeout(limit, asking).await {
-        Ok(Ok(ended)) => ExitReport::Answer(Ok(ended)),
-        Ok(Err(_)) | Err(_) => ExitReport::Unheard(at),
+    let mut asking = pin!(asking);
+    loop {
+        match tokio::time::timeout(limit, &mut asking).await {
+            Ok(Ok(ended)) => return ExitReport::Answer(Ok(ended)),
+            // It answers once the other container is there.
+            Err(_) if !is_known && end.shim.is_creating() => {}
+            Ok(Err(_)) | Err(_) => return ExitReport::Unheard(at),
+        }
     }
 }
 
@@ -281,9 +293,10 @@ pub(super) fn backed(
     connection: Connection,
     exec_id: String,
     process: Init,
+    shim: Shim,
 ) -> PendingWait {
     Box::pin(async move {
-        let end = ProcessEnd { init: Some(&process), had_exited: false, was_killed: None };
+        let end = ProcessEnd { init: Some(&process), had_exited: false, was_killed: None, shim: &shim };
         let report = tokio::select! {
             answer = waiting => return answer,
             report = report_overdue(&connection, &exec_id, end) => report,
@@ -465,10 +478,9 @@ mod tests {
     async fn an_execs_lost_exit_is_read_from_the_kernel() {
         let mut child = shell("exit 7");
         let process = held(&child);
-        let nowhere =
-            shim_protos::Bootstrap { version: shim_protos::ApiVersion::V2, socket: "/nowhere.sock".into() };
-        let never: PendingWait = Box::pin(std::future::pending());
-        let waiting = backed(never, Connection::deferred(&nowhere, "x"), "exec-1".to_owned(), process);
+        let (shim, never): (_, PendingWait) = (nowhere(), Box::pin(std::future::pending()));
+        let connection = Connection::deferred(&shim.bootstrap, "x");
+        let waiting = backed(never, connection, "exec-1".to_owned(), process, shim);
         let ended = tokio::time::timeout(Duration::from_secs(60), waiting).await.unwrap().unwrap();
         assert_eq!(ended.status, 7);
         child.wait().unwrap();
@@ -476,11 +488,11 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_exit_that_a_hanging_shim_keeps_to_itself_is_reported() {
-        let nowhere =
-            shim_protos::Bootstrap { version: shim_protos::ApiVersion::V2, socket: "/nowhere.sock".into() };
-        let connection = Connection::deferred(&nowhere, "x");
+        let shim = nowhere();
+        let connection = Connection::deferred(&shim.bootstrap, "x");
         let overdue = |had_exited| {
-            report_overdue(&connection, "", ProcessEnd { init: None, had_exited, was_killed: None })
+            let end = ProcessEnd { init: None, had_exited, was_killed: None, shim: &shim };
+            report_overdue(&connection, "", end)
         };
         let limit = SHIM_EXIT_GRACE + LAST_RESORT_WAIT_TIMEOUT + Duration::from_secs(10);
         let began = tokio::time::Instant::now();
@@ -492,19 +504,37 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_shared_shim_has_time_for_an_exit_while_it_creates_another_container() {
+        let shim = Shim { shared: Some("shared-with-a-long-create".to_owned()), ..nowhere() };
+        let connection = Connection::deferred(&shim.bootstrap, "x");
+        let creating = shim.creating();
+        let end = ProcessEnd { init: None, had_exited: true, was_killed: None, shim: &shim };
+        let mut report = pin!(report_overdue(&connection, "", end));
+        let limit = SHIM_EXIT_GRACE + LAST_RESORT_WAIT_TIMEOUT + Duration::from_secs(10);
+        assert!(tokio::time::timeout(limit, &mut report).await.is_err(), "given up while it can't answer");
+        drop(creating);
+        assert!(tokio::time::timeout(limit, &mut report).await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_killed_task_whose_shim_is_busy_is_reported_soon_as_killed() {
-        let nowhere =
-            shim_protos::Bootstrap { version: shim_protos::ApiVersion::V2, socket: "/nowhere.sock".into() };
-        let was_killed = AtomicBool::new(true);
-        let end = ProcessEnd { init: None, had_exited: true, was_killed: Some(&was_killed) };
+        let (shim, was_killed) = (nowhere(), AtomicBool::new(true));
+        let end = ProcessEnd { init: None, had_exited: true, was_killed: Some(&was_killed), shim: &shim };
         let began = tokio::time::Instant::now();
-        let report = report_overdue(&Connection::deferred(&nowhere, "x"), "", end).await;
+        let report = report_overdue(&Connection::deferred(&shim.bootstrap, "x"), "", end).await;
         let ExitReport::Unheard(at) = report else { panic!("nobody answers") };
         assert!(began.elapsed() <= SHIM_EXIT_GRACE + RETRIED_WAIT_TIMEOUT, "{:?}", began.elapsed());
         let exit = by_kernel(end.exit_status(), at);
         assert_eq!((exit.code, exit.signal, exit.error), (137, 9, None));
         was_killed.store(false, Ordering::Relaxed);
         assert_eq!(end.exit_status(), None);
+    }
+
+    /// Returns a shim that is not there.
+    fn nowhere() -> Shim {
+        let (version, socket) = (shim_protos::ApiVersion::V2, "/nowhere.sock".into());
+        let bootstrap = shim_protos::Bootstrap { version, socket };
+        Shim { bootstrap, pid: i32::MAX, started_ticks: 9, shared: None }
     }
 
     fn broken() -> shim::Error {

@@ -90,7 +90,7 @@ impl Tasks {
     pub(super) async fn tear_down(&self, settings: &Settings, container: &ContainerHandles) -> Result<()> {
         self.shared_shims.load(settings).await;
         if container.is_taken_down() && !container.bundle.off_thread(Bundle::exists).await {
-            self.end_lost(&container.id).await;
+            self.shared_shims.end_lost(&container.id).await;
         }
         let outcome = container.tear_down().await;
         self.leave_shared_shim(settings, container).await;
@@ -116,22 +116,6 @@ impl Tasks {
         let shim = container.bundle.off_thread(Bundle::read_shim).await;
         let named = shim.and_then(|shim| shim.shared);
         self.shared_shims.leave(settings, &container.id, named.as_deref()).await;
-    }
-
-    /// Ends a container of which neither bundle nor handle is there, if a shared shim has it.
-    async fn end_lost(&self, container_id: &str) {
-        for shim in self.shared_shims.all() {
-            match end_in(&shim, container_id).await {
-                Ok(()) => tracing::warn!(
-                    container = container_id,
-                    "a shared shim had a container whose bundle is gone; it was ended"
-                ),
-                Err(error) if error.is_not_found() => {}
-                Err(error) => {
-                    tracing::debug!(container = container_id, error = %error.chain(), "can't ask a shared shim for a lost container");
-                }
-            }
-        }
     }
 
     /// Marks the id as ending: from here on nobody else finds the task. Returns `None` while somebody else starts it,
@@ -177,7 +161,7 @@ pub(super) fn may_run(state: State) -> bool {
 }
 
 /// Kills a container and has its shim remove it.
-async fn end_in(shim: &Shim, id: &str) -> std::result::Result<(), crate::shim::Error> {
+pub(super) async fn end_in(shim: &Shim, id: &str) -> std::result::Result<(), crate::shim::Error> {
     let connection = Connection::open(&shim.bootstrap, id).await?;
     if may_run(connection.state().await?) {
         let ended = wait_pending(&connection, "").await;
@@ -291,7 +275,9 @@ impl ContainerHandles {
                 Ok(removed) => removed,
                 Err(error) => {
                     tracing::warn!(container = self.id, error = %error.chain(), "the shim can't kill its container");
-                    self.retire_shared(shim).await;
+                    if !shim.is_creating() {
+                        self.retire_shared(shim).await;
+                    }
                     false
                 }
             },
@@ -329,7 +315,11 @@ impl ContainerHandles {
         timeline: &Timeline,
     ) -> std::result::Result<bool, crate::shim::Error> {
         let connection = Connection::open(&shim.bootstrap, &self.id).await?;
-        let removed = match connection.state().await {
+        let mut state = connection.state().await;
+        while matches!(&state, Err(error) if !error.is_not_found()) && shim.is_creating() {
+            state = connection.state().await;
+        }
+        let removed = match state {
             Ok(state) if !may_run(state) => {
                 timeline.step("processes/delete", connection.delete()).await?;
                 true

@@ -68,6 +68,19 @@ impl ProcessHandle {
         self.signal(Signal::STOP);
     }
 
+    /// Sends a signal by its number. Returns false if that is not done here: for a signal of real time, and where the kernel
+    /// has no pidfds.
+    ///
+    /// # Errors
+    /// The kernel's, such as when the process has ended.
+    pub(crate) fn send(&self, number: i32) -> io::Result<bool> {
+        let (Some(pidfd), Some(signal)) = (&self.pidfd, Signal::from_named_raw(number)) else {
+            return Ok(false);
+        };
+        pidfd_send_signal(pidfd, signal)?;
+        Ok(true)
+    }
+
     fn signal(&self, signal: Signal) {
         match &self.pidfd {
             Some(pidfd) => drop(pidfd_send_signal(pidfd, signal)),

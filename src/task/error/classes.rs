@@ -236,8 +236,12 @@ mod tests {
     }
 
     fn binary(transient: bool) -> Error {
+        shims_binary(transient).into()
+    }
+
+    fn shims_binary(transient: bool) -> Shim {
         let (id, reason) = ("x".to_owned(), String::new());
-        Shim::Binary { binary: "/bin/shim".into(), action: "start", id, reason, transient }.into()
+        Shim::Binary { binary: "/bin/shim".into(), action: "start", id, reason, transient }
     }
 
     fn containerd_refuses(reason: &str) -> Error {
@@ -275,7 +279,9 @@ mod tests {
             "a file system of the host gives no answer in 30 seconds" => {
                 vec![Error::system("look at /x", io::ErrorKind::TimedOut.into())]
             }
-            "a shim does not start in time, or its binary ends by a signal" => vec![binary(true)],
+            "a shim does not start in time, or its binary ends by a signal" => {
+                vec![binary(true), Shim::OfAnother(shims_binary(true).into()).into()]
+            }
             "a shim is gone, or does not answer" => vec![
                 call(CallError::Disconnected(String::new())),
                 call(CallError::TimedOut(Duration::from_secs(60))),
@@ -290,6 +296,7 @@ mod tests {
             "a shim or a runtime refuses for another reason" => vec![
                 refused("exec: \"x\": executable file not found in $PATH"),
                 binary(false),
+                Shim::OfAnother(shims_binary(false).into()).into(),
                 call(CallError::NotFound(String::new())),
             ],
             "containerd can't be reached, or does not answer" => vec![

@@ -24,7 +24,7 @@ use super::error::{Error, Result};
 use super::{Task, auto_runtime, supervisor};
 use crate::cgroup::Cgroup;
 use crate::security::{self, Confined};
-use crate::shim::{self, Bundle, Connection, ExecEnds, ExecIo, ExecPipes};
+use crate::shim::{self, Bundle, Connection, ExecEnds, ExecIo, ExecPipes, Shim};
 use crate::spec;
 use crate::sys::blocking;
 use crate::sys::error_chain::Chained;
@@ -121,6 +121,7 @@ impl Task {
             cgroup: self.driver_state.cgroup.clone(),
             bundle: self.container.bundle.clone(),
             leaves_no_pid: !self.driver_state.family().shares_kernel(),
+            shim: self.driver_state.shim.clone(),
         };
         let starting = tokio::spawn(start.run());
         let started = starting
@@ -164,6 +165,7 @@ struct Start {
     bundle: Bundle,
     /// Whether a shim's files say nothing of the command once it runs.
     leaves_no_pid: bool,
+    shim: Shim,
 }
 
 impl Start {
@@ -171,7 +173,8 @@ impl Start {
     /// way: a shim that is opening pipes whose other end has gone answers nobody for half a minute. If the result is
     /// dropped, the command is killed like any other.
     async fn run(self) -> std::result::Result<Exec, shim::Error> {
-        let Self { connection, exec_id, process, pipes, tty, size, cgroup, bundle, leaves_no_pid } = self;
+        let Self { connection, exec_id, process, pipes, tty, size, cgroup, bundle, leaves_no_pid, shim } =
+            self;
         let io = ExecIo {
             stdin: pipes.stdin_path(),
             stdout: pipes.stdout_path(),
@@ -194,7 +197,7 @@ impl Start {
         // finds the command by nothing else.
         guard.started(root, leaves_no_pid.then_some(pipes));
         let ended = match root.and_then(|root| Init::open(root.process()?)) {
-            Some(process) => supervisor::backed(ended, connection.clone(), exec_id.clone(), process),
+            Some(process) => supervisor::backed(ended, connection.clone(), exec_id.clone(), process, shim),
             None => ended,
         };
         let named = exec_id.clone();

@@ -16,9 +16,9 @@ mod image_volumes;
 mod labels;
 pub(super) mod limit;
 pub(super) mod plan;
+mod shim_choice;
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
@@ -36,7 +36,7 @@ use super::events::TaskEvents;
 use super::log_receiver::{self, Receiver};
 use super::network::Joined;
 use super::output::Output;
-use super::shared_shims::Join;
+use super::shared_shims;
 use super::supervisor::{self, Supervision};
 use super::timeline::{Call, Timeline};
 use super::{
@@ -44,13 +44,12 @@ use super::{
     auto_runtime, stats,
 };
 use crate::cgroup::{self, Limit};
-use crate::config::{Sharing, ShimSharing};
+use crate::config::Sharing;
 use crate::containerd::{Image, Record};
 use crate::image::user;
 use crate::security::{self, Confined};
-use crate::shim::{self, Bundle, BundleEventSocket, Connection, Family, HeldPipes, Holds, ShareKey, Shim};
+use crate::shim::{self, Bundle, BundleEventSocket, Connection, Family, HeldPipes, Holds, Shim};
 use crate::spec::{self, BoundFile, ImageVolume, StagedSource};
-use crate::sys::blocking;
 use crate::sys::error_chain::Chained;
 use disk_full::is_full;
 use first::First;
@@ -154,11 +153,15 @@ async fn run(
             };
             let container = own_container.unwrap_or_else(|| ContainerHandles::by_id(&settings, id));
             let error = filter_cache::after(error, &container, removed_filters).await;
+            let shim = container.bundle.off_thread(Bundle::read_shim).await;
             // Nothing is made before the bundle.
             if container.bundle.off_thread(Bundle::exists).await
                 && let Err(error) = tasks.tear_down(&settings, &container).await
             {
                 tracing::warn!(task = config.id, error = %error.chain(), "the rest of a failed start is removed later");
+            }
+            if let (Some(shim), Some(pipes)) = (shim.filter(Shim::is_shared), pipes) {
+                shared_shims::hold_until_answered(shim, id.clone(), pipes);
             }
             drop(reservation);
             let _ = caller.answer.send(Err(error));
@@ -270,7 +273,10 @@ impl Start<'_> {
             tokio::join!(
                 timeline.step("container", self.prepare(&image, &given_up)),
                 or_give_up(timeline.step("network", self.join_network()), &given_up),
-                or_give_up(timeline.step("shim", self.shim(spare, share_key, inherited)), &given_up),
+                or_give_up(
+                    timeline.step("shim", self.shim(spare, share_key, inherited, &given_up)),
+                    &given_up
+                ),
             )
         };
         let mut made = Box::pin(made);
@@ -319,83 +325,6 @@ impl Start<'_> {
             self.starting.order,
         );
         earlier.await
-    }
-
-    /// Makes the bundle, and returns the shim that has come with it, if that is a spare. `needs` is what a spare must hold
-    /// for the task; `None` if none will do.
-    async fn make_bundle(&self, needs: Option<Holds>) -> Result<Option<(Connection, Shim)>> {
-        let ContainerHandles { id, bundle, launcher, .. } = self.container;
-        let spare = match needs {
-            None => None,
-            Some(needs) => self.tasks.spares.take(launcher, bundle, id, needs).await,
-        };
-        let spare = spare.map(|(connection, shim, _)| (connection, shim));
-        let (binary, attempt) = (spare.is_none().then(|| launcher.binary.clone()), self.attempt());
-        let make = move |bundle: &Bundle| {
-            if let Some(binary) = binary {
-                bundle.create(&binary)?;
-            }
-            attempt.write(bundle)
-        };
-        bundle.off_thread(make).await?;
-        Ok(spare)
-    }
-
-    /// Returns the shim of the container: the spare that has come with its bundle, that of other tasks, or one of its own.
-    /// The shim holds the descriptors in `held`, but for a spare, which has what it needs.
-    async fn shim(
-        &self,
-        spare: Option<(Connection, Shim)>,
-        share_key: Option<ShareKey>,
-        held: Vec<OwnedFd>,
-    ) -> Result<(Connection, Shim)> {
-        if let Some(spare) = spare {
-            return Ok(spare);
-        }
-        if let Some(key) = share_key {
-            let Self { settings, container, tasks, timeline, .. } = self;
-            let join = Join { settings, spares: &tasks.spares, container, key, held: &held };
-            if let Some(joined) = timeline.step("shim/join", Box::pin(tasks.shared_shims.join(join))).await? {
-                return Ok(joined);
-            }
-        }
-        self.launch(held).await
-    }
-
-    /// Returns what decides which tasks have the same shim as this one. `None` for a shim of its own: one that others might
-    /// suffer from, or whose OOM score a program of the operator's would inherit.
-    async fn share_key(&self) -> Option<ShareKey> {
-        let StartPlan { options, runtime, devices, .. } = self.plan;
-        let plugin = &self.settings.config;
-        let group = match plugin.shim_sharing {
-            ShimSharing::Task => return None,
-            ShimSharing::Allocation => self.config.alloc_id.clone(),
-            ShimSharing::Node => ShimSharing::Node.name().to_owned(),
-        };
-        let needs_own = runtime.family != Family::Runc
-            || options.namespaces.pid_mode == Sharing::Host
-            || !devices.hooks.is_empty()
-            || group.is_empty();
-        if needs_own {
-            return None;
-        }
-        let program = runtime.program.clone();
-        let score = spec::oom_score_adj(&options.limits, &plugin.limits);
-        let (launcher, family) = (self.container.launcher.clone(), runtime.family);
-        let key = move || {
-            let sets_scores = shim::sets_oom_scores(family, program.as_deref());
-            ShareKey::new(&launcher, group, (!sets_scores).then_some(score))
-        };
-        Some(blocking::run(key).await)
-    }
-
-    async fn launch(&self, inherited: Vec<OwnedFd>) -> Result<(Connection, Shim)> {
-        let (ContainerHandles { id, bundle, launcher, .. }, timeline) = (self.container, self.timeline);
-        let bootstrap = timeline.step("shim/exec", launcher.start(bundle, id, &inherited)).await?;
-        let connection = timeline.step("shim/connect", Connection::open(&bootstrap, id)).await?;
-        let shim_pid = timeline.step("shim/ask", connection.pid_of_fresh_shim()).await?;
-        let shim = launcher.note_shim(bootstrap, bundle, id, shim_pid).await?;
-        Ok((connection, shim))
     }
 
     /// Makes the container's parts in containerd. The lease comes first, since it keeps whatever is made after it.
@@ -519,9 +448,11 @@ impl Start<'_> {
         if let Some(crun) = runtime.chosen_crun {
             auto_runtime::check_unchanged(crun).await?;
         }
+        let creating = shim.creating();
         let create = connection.create(bundle, rootfs, held, requested.process.tty, &runtime.options);
         let create = shim::with_runtime_reason(bundle, create);
         let pid = timeline.step("create", create).await.map_err(|error| naming_program(error, &spec))?;
+        drop(creating);
         if requested.security.no_new_privileges {
             filter_cache::check(self.container, requested.security.seccomp_profile.as_ref()).await?;
         }
