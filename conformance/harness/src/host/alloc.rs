@@ -173,6 +173,13 @@ pub fn set_memory(config: &mut pb::TaskConfig, memory_mb: i64, memory_max_mb: i6
     }
 }
 
+/// Changes the part of the node's CPUs that a hard limit leaves a task.
+pub fn set_part_of_node(config: &mut pb::TaskConfig, part: f64) {
+    if let Some(linux) = config.resources.as_mut().and_then(|resources| resources.linux_resources.as_mut()) {
+        linux.percent_ticks = part;
+    }
+}
+
 /// # Errors
 /// Fails if the kernel gives none.
 pub(crate) fn random_uuid() -> Result<String> {

@@ -5,11 +5,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use futures::FutureExt as _;
 use harness::config;
 use harness::context::CaseContext;
 use harness::host::Plugin;
-use harness::host::alloc::set_memory;
+use harness::host::alloc::{set_memory, set_part_of_node};
 use harness::leaks::inspect::children;
 use harness::processes::alive;
 use harness::task::{LIMIT, Task};
@@ -34,6 +33,7 @@ cases!["shared shims":
     one_that_hangs_gets_no_more_tasks,
     a_start_that_fails_leaves_it_to_the_others,
     calls_about_others_are_answered_beside_a_create_or_after_it,
+    one_whose_files_were_removed_keeps_its_tasks,
     an_oom_kill_is_told_to_its_own_task,
     a_task_that_needs_a_shim_of_its_own_has_one,
     it_holds_the_pipes_of_output_that_the_driver_reads,
@@ -47,6 +47,10 @@ cases!["shared shims":
 const MANY: usize = 20;
 /// A task that runs until it is told to end.
 const RUNS: &str = "echo up; while [ ! -e /local/end ]; do sleep 0.05; done; exit 11";
+/// A task that ends when it is told to stop.
+const ENDS_WHEN_TOLD: &str = "trap 'exit 3' TERM; echo up; while :; do sleep 0.05; done";
+/// Part of the node's CPUs that is less than a twentieth of one.
+const LITTLE: f64 = 0.01;
 const LEFT: Duration = Duration::from_secs(15);
 /// Time for which a create is held up.
 const CREATES: Duration = Duration::from_secs(2);
@@ -64,6 +68,10 @@ fn options(case: &CaseContext, by: &str) -> Value {
 /// Returns the directories of shared shims.
 fn places(case: &CaseContext) -> Vec<PathBuf> {
     children(&case.state_dir().join(".shared"))
+}
+
+fn bundles(case: &CaseContext) -> Vec<PathBuf> {
+    children(&case.state_dir().join("nomad"))
 }
 
 async fn is_gone(case: &CaseContext, shim: i32) -> Result<()> {
@@ -265,11 +273,17 @@ async fn calls_about_others_are_answered_beside_a_create_or_after_it(case: &Case
     scripted.repair()?;
     let mut plugin = scripted.plugin_with(case, options(case, "node")).await?;
     let stays = case.run(&plugin, &case.shell(RUNS)).await?;
-    let goes = case.run(&plugin, &case.shell("sleep 600")).await?;
+    let goes = case.run(&plugin, &case.shell(ENDS_WHEN_TOLD)).await?;
+    goes.alloc.stdout.to_hold(3, LIMIT).await?;
     let mut comes = case.prepare(&plugin, &case.shell("exit 7")).await?;
     scripted.break_again()?;
     let letting_go = async {
         until(LIMIT, "the create", || creates.exists()).await?;
+        // These are answered before the create goes on.
+        plugin.signal_task(stays.id(), "SIGCONT").await.context("signal")?;
+        plugin.inspect_task(stays.id()).await.context("inspect")?;
+        let mut stats = plugin.stats(stays.id(), Duration::from_secs(1)).await?;
+        stats.message().await?.context("no statistics")?;
         tokio::time::sleep(CREATES).await;
         Ok::<_, anyhow::Error>(fs::write(&goes_on, "")?)
     };
@@ -277,23 +291,16 @@ async fn calls_about_others_are_answered_beside_a_create_or_after_it(case: &Case
         until(LIMIT, "the create", || creates.exists()).await?;
         let exec = async {
             ensure_eq!(stays.exec(&plugin, "echo in").await?, (0, "in\n".to_owned()));
-            Ok(())
+            Ok::<_, anyhow::Error>(())
         };
-        let signal = async { Ok(plugin.signal_task(stays.id(), "SIGCONT").await.map(drop)?) };
-        let stats = async {
-            let mut stats = plugin.stats(stays.id(), Duration::from_secs(1)).await?;
-            stats.message().await?.context("no statistics").map(drop)
+        let end = async {
+            // Without the signal, it is killed by then.
+            goes.stop(&plugin, CREATES / 2).await?;
+            ensure_eq!(goes.wait(&plugin).await?.exit_code, 3);
+            goes.destroy(&plugin).await
         };
-        let inspect = async { Ok(plugin.inspect_task(stays.id()).await.map(drop)?) };
-        let end = goes.end(&plugin);
-        let all = tokio::join!(
-            exec.map(|answer: Result<()>| answer.context("exec")),
-            signal.map(|answer: Result<()>| answer.context("signal")),
-            stats.map(|answer: Result<()>| answer.context("stats")),
-            inspect.map(|answer: Result<()>| answer.context("inspect")),
-            end.map(|answer: Result<()>| answer.context("stop and destroy"))
-        );
-        all.0.and(all.1).and(all.2).and(all.3).and(all.4)
+        let (exec, end) = tokio::join!(exec, end);
+        exec.context("exec").and(end.context("stop and destroy"))
     };
     let (started, let_go, called) = tokio::join!(comes.start(&plugin), letting_go, calls);
     let_go.and(called)?;
@@ -325,19 +332,57 @@ async fn an_oom_kill_is_told_to_its_own_task(case: &CaseContext) -> Result<()> {
 }
 
 async fn a_task_that_needs_a_shim_of_its_own_has_one(case: &CaseContext) -> Result<()> {
-    let mut plugin = sharing(case, "node").await?;
+    let mut options = options(case, "node");
+    options["allow_caps"] = json!(["all"]);
+    let mut plugin = case.plugin_as(&case.launch(), &options).await?;
     let task = case.run(&plugin, &case.shell(RUNS)).await?;
     let shim = pid_of_shim(&plugin, &task).await?;
-    let mut config = case.shell("sleep 600");
-    config["pid_mode"] = json!("host");
-    let among_the_hosts = case.run(&plugin, &config).await?;
-    let own = pid_of_shim(&plugin, &among_the_hosts).await?;
-    ensure!(own != shim, "a task among the host's processes has the shim of others");
-    among_the_hosts.end(&plugin).await?;
-    ensure!(!alive(own) && alive(shim), "of {own} and {shim}, the first is to have ended");
+    for (option, value) in [
+        ("pid_mode", json!("host")),
+        ("cap_add", json!(["sys_ptrace"])),
+        // Of little CPU, as below.
+        ("cpu_hard_limit", json!(true)),
+    ] {
+        let mut config = case.shell("sleep 600");
+        config[option] = value;
+        let mut other = case.prepare(&plugin, &config).await?;
+        set_part_of_node(&mut other.config, LITTLE);
+        other.start(&plugin).await?;
+        let own = pid_of_shim(&plugin, &other).await?;
+        ensure!(own != shim, "with {option}, a task has the shim of others");
+        other.end(&plugin).await?;
+        ensure!(!alive(own) && alive(shim), "of {own} and {shim}, the first is to have ended");
+    }
     task.end(&plugin).await?;
     is_gone(case, shim).await?;
     plugin.shut_down().await
+}
+
+async fn one_whose_files_were_removed_keeps_its_tasks(case: &CaseContext) -> Result<()> {
+    let mut plugin = sharing(case, "node").await?;
+    let stays = case.run(&plugin, &case.shell(RUNS)).await?;
+    let shim = pid_of_shim(&plugin, &stays).await?;
+    let before = bundles(case);
+    let goes = case.run(&plugin, &case.shell("sleep 600")).await?;
+    plugin.kill().await?;
+    fs::remove_file(places(case)[0].join("shim.json"))?;
+    // Its end is the sweeper's, as that of shims that were left in the middle of their launch.
+    let doomed = bundles(case).into_iter().find(|bundle| !before.contains(bundle)).context("no bundle")?;
+    fs::write(doomed.join("doomed"), "")?;
+    let mut next = case.next_plugin_with(&mut plugin, &options(case, "node")).await?;
+    until(LIMIT, "end of the other one", || !doomed.exists()).await?;
+    stays.recover(&next).await?;
+    let third = case.run(&next, &case.shell("exit 7")).await?;
+    ensure_eq!(third.wait(&next).await?.exit_code, 7);
+    third.destroy(&next).await?;
+    ensure!(alive(shim), "it was ended with a task that runs");
+    ensure_eq!(stays.exec(&next, "exit 3").await?.0, 3);
+    tell_to_end(&stays)?;
+    ensure_eq!(stays.wait(&next).await?.exit_code, 11);
+    stays.destroy(&next).await?;
+    goes.destroy(&next).await?;
+    is_gone(case, shim).await?;
+    next.shut_down().await
 }
 
 async fn it_holds_the_pipes_of_output_that_the_driver_reads(case: &CaseContext) -> Result<()> {
