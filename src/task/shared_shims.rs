@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::container::ContainerHandles;
 use super::spares::Spares;
 use super::teardown::end_in;
-use super::{Settings, Tasks};
+use super::{Settings, Tasks, error as task};
 use crate::config::DriverName;
 use crate::shim::{
     self, Bundle, Connection, DescriptorStore, Found, HeldPipes, Holds, Launcher, ShareKey, SharedPlace,
@@ -39,7 +39,7 @@ const ASKS_AGAIN: Duration = Duration::from_secs(10);
 /// Time after which a shim that answers again has opened the pipes that it was told of.
 const HAS_OPENED: Duration = Duration::from_secs(60);
 /// Maximum time of an answer about a container that a shim most likely does not have.
-const LOST_IS_ENDED: Duration = Duration::from_secs(2);
+const LOST_IS_TOLD: Duration = Duration::from_secs(2);
 
 #[derive(Default)]
 pub(super) struct SharedShims {
@@ -372,24 +372,46 @@ impl SharedShims {
         shim.shared.as_ref().and_then(|id| silent.get(id)).is_some_and(|at| at.elapsed() < SILENT)
     }
 
-    /// Ends a container of which neither bundle nor handle is there, if a shared shim has it.
-    pub(super) async fn end_lost(&self, container_id: &str) {
+    /// Ends a container that the runtime knows and no bundle says the shim of, if a shared shim has it, or may have it.
+    ///
+    /// # Errors
+    /// When it can't be ended.
+    pub(super) async fn end_lost(&self, container: &ContainerHandles) -> task::Result<()> {
+        let ContainerHandles { id, bundle, launcher, .. } = container;
         let all: Vec<Shim> = self.lock().values().map(|known| known.shim.clone()).collect();
-        let asked = all.iter().filter(|shim| !self.is_silent(shim));
-        join_all(asked.map(|shim| self.end_lost_in(shim, container_id))).await;
+        let found = join_all(all.iter().map(|shim| self.may_have(shim, id))).await;
+        let mut is_ended = None;
+        for (shim, _) in all.iter().zip(found).filter(|(_, may_have)| *may_have) {
+            // A runtime that can't write its log does nothing.
+            bundle.off_thread(Bundle::make_directory).await?;
+            let ended = if self.is_silent(shim) { Ok(false) } else { end_in(shim, id).await.map(|()| true) };
+            is_ended = Some(is_ended == Some(true) || matches!(ended, Ok(true)));
+            if let Err(error) = ended {
+                tracing::debug!(container = id, shim = shim.shared, error = %error.chain(), "a shared shim can't end a lost container");
+            }
+        }
+        match is_ended {
+            None => return Ok(()),
+            Some(true) => {}
+            Some(false) => launcher.delete(bundle, id).await?,
+        }
+        tracing::warn!(container = id, "ended a container in a shared shim whose bundle was lost");
+        Ok(())
     }
 
-    async fn end_lost_in(&self, shim: &Shim, container_id: &str) {
-        match tokio::time::timeout(LOST_IS_ENDED, end_in(shim, container_id)).await {
-            Ok(Ok(())) => tracing::warn!(
-                container = container_id,
-                "a shared shim had a container whose bundle is gone; it was ended"
-            ),
-            Ok(Err(error)) if error.is_not_found() => {}
-            Ok(Err(error)) => {
-                tracing::debug!(container = container_id, error = %error.chain(), "can't ask a shared shim for a lost container");
+    /// Returns whether a shim has a container of this id, or can't tell.
+    async fn may_have(&self, shim: &Shim, container_id: &str) -> bool {
+        if self.is_silent(shim) {
+            return shim.is_alive();
+        }
+        let state = async { Connection::open(&shim.bootstrap, container_id).await?.state().await };
+        match tokio::time::timeout(LOST_IS_TOLD, state).await {
+            Ok(Ok(_)) => true,
+            Ok(Err(error)) => !error.is_not_found() && shim.is_alive(),
+            Err(_) => {
+                self.is_not_answering(shim);
+                true
             }
-            Err(_) => self.is_not_answering(shim),
         }
     }
 

@@ -17,6 +17,7 @@ use super::start::check_not_filled;
 use super::timeline::{Call, Timeline};
 use super::{RemovalGuard, Settings, Slot, Tasks};
 use crate::shim::{Bundle, Connection, SharedPlace, Shim, State, wait_pending};
+use crate::sys::blocking;
 use crate::sys::error_chain::Chained;
 
 /// Maximum time that a killed container may take to exit.
@@ -88,10 +89,7 @@ impl Tasks {
     /// # Errors
     /// As [`ContainerHandles::tear_down`].
     pub(super) async fn tear_down(&self, settings: &Settings, container: &ContainerHandles) -> Result<()> {
-        self.shared_shims.load(settings).await;
-        if container.is_taken_down() && !container.bundle.off_thread(Bundle::exists).await {
-            self.shared_shims.end_lost(&container.id).await;
-        }
+        self.end_lost(settings, container).await?;
         let outcome = container.tear_down().await;
         self.leave_shared_shim(settings, container).await;
         outcome
@@ -106,10 +104,20 @@ impl Tasks {
         settings: &Settings,
         container: &ContainerHandles,
     ) -> Result<()> {
-        self.shared_shims.load(settings).await;
+        self.end_lost(settings, container).await?;
         let outcome = container.tear_down_keeping_record().await;
         self.leave_shared_shim(settings, container).await;
         outcome
+    }
+
+    /// Ends a container of which nothing says any more that a shared shim has it.
+    async fn end_lost(&self, settings: &Settings, container: &ContainerHandles) -> Result<()> {
+        self.shared_shims.load(settings).await;
+        let state = container.runtime_state();
+        let is_lost = container.is_taken_down()
+            && container.bundle.off_thread(Bundle::read_shim).await.is_none()
+            && blocking::run(move || state.exists()).await;
+        if is_lost { self.shared_shims.end_lost(container).await } else { Ok(()) }
     }
 
     async fn leave_shared_shim(&self, settings: &Settings, container: &ContainerHandles) {

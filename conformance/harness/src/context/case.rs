@@ -41,6 +41,7 @@ pub struct CaseContext {
 struct Noted {
     logs: Vec<(u32, Lines)>,
     cgroups: Vec<Arc<TaskCgroup>>,
+    has_own_shims: bool,
 }
 
 impl CaseContext {
@@ -68,6 +69,13 @@ impl CaseContext {
         let mut noted = self.noted();
         noted.logs.clear();
         noted.cgroups.retain(|cgroup| Arc::strong_count(cgroup) > 1);
+    }
+
+    /// Gives each task a shim of its own whatever the suite's choice is: for a case about what a shim does to its task, in
+    /// which a shim of all tasks would be another case.
+    pub fn with_own_shims(&self) -> &Self {
+        self.noted().has_own_shims = true;
+        self
     }
 
     fn noted(&self) -> MutexGuard<'_, Noted> {
@@ -142,7 +150,7 @@ impl CaseContext {
             containerd_runtime = programs.shim_runtime(),
             oci_runtime = programs.oci_runtime(),
             cni_path = programs.cni_path(),
-            shim_sharing = programs.shim_sharing(),
+            shim_sharing = programs.shim_sharing().filter(|_| !self.noted().has_own_shims),
             containerd_socket = self.environment.containerd().socket().display().to_string(),
             state_dir = state_dir.display().to_string(),
             // The machine's own registry configuration must not affect a case.

@@ -91,7 +91,7 @@ async fn exits_before_a_recovery_have_the_same_status(case: &CaseContext) -> Res
 }
 
 async fn recovered(case: &CaseContext, ends_before: bool) -> Result<()> {
-    let mut plugin = case.plugin().await?;
+    let mut plugin = case.with_own_shims().plugin().await?;
     let task = start_stoppable(case, &plugin).await?;
     let pid = task.pid()?;
     kill(shim_pid(case)?, Signal::SIGSTOP)?;

@@ -42,8 +42,10 @@ const CASE_LIMIT: Duration = Duration::from_secs(400);
 /// Maximum number of the plugin's threads: its workers, those for blocking work, and some more for parts that have
 /// threads of their own.
 const MOST_THREADS: usize = 150;
-/// Growth allowed to the plugin: memory that its allocator and its async runtime may keep.
-const MORE: ResourceUsage = ResourceUsage { resident_kb: 32 * 1024, ..resource_usage::OF_THE_PLUGIN };
+/// Growth allowed to the plugin: memory that its allocator and its async runtime may keep, and what it holds of spare shims
+/// that it launches later.
+const MORE: ResourceUsage =
+    ResourceUsage { resident_kb: 32 * 1024, descriptors: 12, ..resource_usage::OF_THE_PLUGIN };
 
 pub fn long_cases() -> Vec<Case> {
     cases().into_iter().map(|case| Case { limit: CASE_LIMIT, ..case }).collect()
@@ -68,7 +70,7 @@ impl BlockedStarts {
             held = scripted.directory.join("broken").display(),
         );
         scripted.shim(&script)?;
-        let mut options = case.options();
+        let mut options = case.with_own_shims().options();
         options["max_concurrent_starts"] = json!(at_once);
         let plugin = scripted.plugin_with(case, options).await?;
         Ok(Self { scripted, begun, plugin })

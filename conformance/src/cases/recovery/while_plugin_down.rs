@@ -150,7 +150,7 @@ const MANY: usize = 32;
 const AT_A_TIME: usize = 4;
 
 async fn many_tasks_are_recovered_beside_one_whose_shim_hangs(case: &CaseContext) -> Result<()> {
-    let mut plugin = case.plugin().await?;
+    let mut plugin = case.with_own_shims().plugin().await?;
     let mut tasks = Vec::new();
     while tasks.len() < MANY {
         tasks.extend(try_join_all((0..AT_A_TIME).map(|_| start_stoppable(case, &plugin))).await?);
