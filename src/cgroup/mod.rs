@@ -11,6 +11,7 @@
 mod kill;
 mod limits;
 mod metrics;
+mod move_window;
 mod oom;
 mod processes;
 mod shared;
@@ -23,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use kill::{kill_all, remove, remove_empty};
 pub(crate) use limits::Limit;
+pub(crate) use move_window::MoveWindow;
 pub(crate) use oom::OomWatch;
 pub(crate) use processes::listed;
 pub(crate) use usage::Usage;

@@ -339,9 +339,8 @@ impl Connection {
             stdin: true,
             ..Default::default()
         };
-        // A shim with one lock answers only once what it starts for others is through.
         self.client
-            .close_io(&request, RUNTIME_CALL_TIMEOUT)
+            .close_io(&request, CALL_TIMEOUT)
             .await
             .map(drop)
             .map_err(failed("close an exec's stdin in container", &self.id))

@@ -35,13 +35,16 @@ const BUFFER_BYTES: usize = 8 << 20;
 /// A message, with the name of its owner.
 type Message = [u8; MESSAGE_BYTES];
 
+/// An owner's descriptors.
+type Held = (String, Vec<OwnedFd>);
+
 /// The store of one shim.
 #[derive(Debug)]
 pub(crate) struct DescriptorStore {
     sender: OwnedFd,
     receiver: OwnedFd,
-    /// Taken by whoever walks through the messages.
-    walking: Mutex<()>,
+    /// Taken by whoever walks through the messages. What he could not put back, since there was no room.
+    walking: Mutex<Vec<Held>>,
     /// Owners whose descriptors are to be removed.
     released: Mutex<BTreeSet<String>>,
 }
@@ -101,6 +104,10 @@ impl DescriptorStore {
         if descriptors.len() > MAX_DESCRIPTORS || owner.len() > NAME_BYTES {
             return Err(io::ErrorKind::InvalidInput.into());
         }
+        // Those who were here before come first.
+        if self.walking.try_lock().is_ok_and(|waiting| !waiting.is_empty()) {
+            return Err(Errno::AGAIN.into());
+        }
         Ok(self.send(owner, descriptors)?)
     }
 
@@ -121,9 +128,9 @@ impl DescriptorStore {
     pub(crate) fn release_rest(&self) -> io::Result<()> {
         // Looked at once more after each walk: who has just come has seen that somebody walks, and has gone.
         while !lock(&self.released).is_empty() {
-            let Ok(walk) = self.walking.try_lock() else { return Ok(()) };
+            let Ok(mut walk) = self.walking.try_lock() else { return Ok(()) };
             let released = std::mem::take(&mut *lock(&self.released));
-            if let Err(error) = self.walk(|owner| !released.contains(owner)) {
+            if let Err(error) = self.walk(&mut walk, |owner| !released.contains(owner)) {
                 lock(&self.released).extend(released);
                 return Err(error);
             }
@@ -138,13 +145,17 @@ impl DescriptorStore {
     /// # Errors
     /// As [`Self::release`].
     pub(crate) fn retain(&self, is_kept: impl Fn(&str) -> bool) -> io::Result<bool> {
-        let Ok(_walk) = self.walking.try_lock() else { return Ok(false) };
-        self.walk(is_kept).map(|()| true)
+        let Ok(mut walk) = self.walking.try_lock() else { return Ok(false) };
+        self.walk(&mut walk, is_kept)?;
+        drop(walk);
+        // Who has come meanwhile has gone.
+        self.release_rest().map(|()| true)
     }
 
     /// Takes each message that is there at the beginning, and puts those to be kept at the end. A plugin that dies in the
     /// middle leaves each of these at least once.
-    fn walk(&self, is_kept: impl Fn(&str) -> bool) -> io::Result<()> {
+    fn walk(&self, waiting: &mut Vec<Held>, is_kept: impl Fn(&str) -> bool) -> io::Result<()> {
+        waiting.retain(|(owner, descriptors)| is_kept(owner) && self.send(owner, descriptors).is_err());
         let count = ioctl_fionread(&self.receiver)? / MESSAGE_BYTES as u64;
         for _ in 0..count {
             let (head, descriptors) = match self.receive(RecvFlags::PEEK) {
@@ -156,9 +167,13 @@ impl DescriptorStore {
             let is_kept = is_kept(owner);
             let is_copied = is_kept && self.send(owner, &descriptors).is_ok();
             drop(self.receive(RecvFlags::empty())?);
-            if is_kept && !is_copied {
-                // There was no room, and now there is.
-                self.send(owner, &descriptors)?;
+            // There was no room, and now there is, unless another one was faster.
+            if is_kept
+                && !is_copied
+                && let Err(error) = self.send(owner, &descriptors)
+            {
+                waiting.push((owner.to_owned(), descriptors));
+                return Err(error.into());
             }
         }
         Ok(())
@@ -313,6 +328,19 @@ mod tests {
         store.release("web").unwrap();
         assert!(!is_open(&mut reader));
         store.add("db", &[pipe().0]).unwrap();
+    }
+
+    #[test]
+    fn what_finds_no_room_waits_and_comes_before_others() {
+        let store = DescriptorStore::new().unwrap();
+        let (writer, mut reader) = pipe();
+        store.walking.lock().unwrap().push(("web".to_owned(), vec![writer]));
+        assert!(store.add("db", &[pipe().0]).is_err());
+        store.release("db").unwrap();
+        assert!(is_open(&mut reader) && store.walking.lock().unwrap().is_empty());
+        store.add("db", &[pipe().0]).unwrap();
+        store.release("web").unwrap();
+        assert!(!is_open(&mut reader));
     }
 
     #[test]

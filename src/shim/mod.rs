@@ -48,7 +48,7 @@ pub(crate) use options::CreateOptions;
 pub(crate) use processes::blocking as look_at_processes;
 pub(crate) use runtime::{RUNC, find_shim, identify_program, require_program, sets_oom_scores};
 pub(crate) use runtime_log::with_runtime_reason;
-pub(crate) use shared::{Found, ShareKey, SharedPlace, find_shared};
+pub(crate) use shared::{Found, ShareKey, SharedEnd, SharedPlace, end_removed_shared, find_shared};
 pub(crate) use spare::{Holds, Place, Refusal, Spare, end_left_spares};
 pub(crate) use staged_mounts::StagedMount;
 pub(crate) use start_inputs::{FileId, StartInputs};
@@ -255,6 +255,11 @@ impl Error {
         matches!(self, Self::Call { source: CallError::Refused(_), .. })
     }
 
+    /// Returns whether the shim, which was reached, has not answered in time.
+    pub(crate) fn is_late(&self) -> bool {
+        matches!(self, Self::Call { source: CallError::TimedOut(_), .. })
+    }
+
     /// Returns whether the shim does not know the task or exec: it has ended, or never was.
     pub(crate) fn is_not_found(&self) -> bool {
         matches!(self, Self::Call { source: CallError::NotFound(_), .. })
@@ -265,7 +270,7 @@ impl Error {
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Timeout of calls for which the shim forks the runtime. A deadline kills the runtime in the middle, so this one is
 /// long enough for any runtime that doesn't hang.
-const RUNTIME_CALL_TIMEOUT: Duration = Duration::from_secs(60);
+pub(crate) const RUNTIME_CALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// Number of the first descriptor that a shim keeps for its tasks: far above those that it gives its own children by
 /// number.
 const FIRST_INHERITED_FD: i32 = 100;

@@ -24,6 +24,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(2);
 const REMOVED: &[u8] = b" (deleted)";
 /// Prefix of the id of a shim that was launched ahead of its container.
 pub(super) const SPARE_PREFIX: &str = "spare-";
+/// Beginning of the ids of shared shims.
+pub(super) const SHARED_PREFIX: &str = "shared-";
 /// Maximum length in bytes of the name that the kernel keeps of a process; the rest is cut off.
 const COMM_BYTES: usize = 15;
 
@@ -203,7 +205,7 @@ impl Launcher {
     }
 
     /// Returns [`Self::shims`] without processes of the shim's binary that start a shim, or clean up after one.
-    fn serving_shims(&self, bundle: &Bundle, id: &str) -> Vec<ProcessId> {
+    pub(super) fn serving_shims(&self, bundle: &Bundle, id: &str) -> Vec<ProcessId> {
         let mut shims = self.shims(bundle, id);
         shims.retain(|shim| !is_short_lived(&procfs::command_line(shim.pid)));
         shims
@@ -256,8 +258,9 @@ fn real(path: &Path) -> PathBuf {
     }
 }
 
-/// Kills the spares whose directory was one in this directory, and has been removed, and removes their sockets.
-pub(super) async fn end_spares_below(directory: &Path) {
+/// Kills the shims that were launched for no container and whose directory was one in this directory, and has been removed,
+/// with all that they have started, and removes their sockets. Those that are `known` are left alone.
+pub(super) async fn end_removed_below(directory: &Path, known: Vec<ProcessId>) {
     let directory = directory.to_owned();
     let kill = move || {
         let directory = real(&directory);
@@ -268,16 +271,19 @@ pub(super) async fn end_spares_below(directory: &Path) {
             if !procfs::shares_our_pids(pid) || !works_in(pid, &at) {
                 continue;
             }
-            let Ok(Some(process)) = ProcessHandle::open(ProcessId::of(pid)) else { continue };
+            let id = ProcessId::of(pid);
+            let Ok(Some(process)) = ProcessHandle::open(id) else { continue };
             let line = procfs::command_line(pid);
-            if is_spare(&line) {
+            if (is_spare(&line) || is_shared(&line)) && !known.contains(&id) {
+                let started = procfs::descendants(id);
                 process.kill();
+                started.into_iter().for_each(pidfd::kill);
                 remove(socket_in(&line));
             }
         }
     };
     if let Err(error) = blocking(kill).await {
-        tracing::warn!(%error, "can't look for spare shims whose directory was removed");
+        tracing::warn!(%error, "can't look for shims whose directory was removed");
     }
 }
 
@@ -318,6 +324,11 @@ fn is_shim_of(command_line: &[u8], namespace: &str, address: &str, id: &str) -> 
 /// Returns whether a command line is that of a shim that was launched ahead of its container, by whatever configuration.
 fn is_spare(command_line: &[u8]) -> bool {
     argument(command_line, "-id").is_some_and(|id| id.starts_with(SPARE_PREFIX.as_bytes()))
+}
+
+/// Returns whether a command line is that of a shim that was launched as a shared one, by whatever configuration.
+fn is_shared(command_line: &[u8]) -> bool {
+    argument(command_line, "-id").is_some_and(|id| id.starts_with(SHARED_PREFIX.as_bytes()))
 }
 
 /// Returns the socket of a shim by its command line, whose words its name is made of.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::processes::blocking;
+use super::processes::{SHARED_PREFIX, blocking, end_removed_below};
 use super::spare::Place;
 use super::start_inputs::FileId;
 use super::{Bundle, Connection, DescriptorStore, Error, Launcher, Shim, bundles, own_id};
@@ -20,7 +20,6 @@ use crate::sys::procfs;
 
 /// Directory of the shared shims in the state directory. No namespace of containerd's has such a name.
 const DIRECTORY: &str = ".shared";
-const PREFIX: &str = "shared-";
 /// Name of the file that says which tasks may have the shim.
 const KEY: &str = "shared.json";
 /// Name of the file whose presence says that the shim gets no more tasks.
@@ -67,14 +66,14 @@ pub(crate) struct SharedPlace {
 impl SharedPlace {
     /// Returns a place that no other shim has.
     pub(crate) fn new(state_dir: &Path) -> Self {
-        let id = own_id::new(PREFIX);
+        let id = own_id::new(SHARED_PREFIX);
         Self { bundle: Bundle::at(state_dir, DIRECTORY, &id), id }
     }
 
     /// Returns the place of a shim by its id. `None` if the id can't be one.
     pub(crate) fn of(state_dir: &Path, id: &str) -> Option<Self> {
         let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
-        let is_id = id.starts_with(PREFIX) && id.bytes().all(is_plain);
+        let is_id = id.starts_with(SHARED_PREFIX) && id.bytes().all(is_plain);
         is_id.then(|| Self { id: id.to_owned(), bundle: Bundle::at(state_dir, DIRECTORY, id) })
     }
 
@@ -111,6 +110,11 @@ impl SharedPlace {
     /// # Errors
     /// Names the file.
     pub(crate) async fn record(&self, shim: Shim, key: &ShareKey) -> Result<Shim, Error> {
+        if shim.started_ticks == 0 {
+            // Its arguments don't tell it for a task's, so that only its start time does.
+            let (binary, reported_pid) = (key.binary.clone(), shim.pid);
+            return Err(Error::Unidentified { binary, id: self.id.clone(), reported_pid });
+        }
         let shim = Shim { shared: Some(self.id.clone()), ..shim };
         let (written, key) = (shim.clone(), key.clone());
         let write = move |bundle: &Bundle| {
@@ -146,8 +150,8 @@ impl SharedPlace {
     }
 
     /// Tells a shim to end, which it does if it has no container; one that does not is killed if it `may_be_killed`, and what
-    /// it has started with it. Then its socket and directory are removed. Returns whether nothing is left.
-    pub(crate) async fn end(&self, launcher: &Launcher, shim: &Shim, may_be_killed: bool) -> bool {
+    /// it has started with it. Then its socket and directory are removed.
+    pub(crate) async fn end(&self, launcher: &Launcher, shim: &Shim, may_be_killed: bool) -> SharedEnd {
         let Self { id, bundle } = self;
         let told = async { Connection::open(&shim.bootstrap, id).await?.shutdown().await };
         let told = tokio::time::timeout(ENDS, told).await;
@@ -170,16 +174,29 @@ impl SharedPlace {
             has_ended = killed.await.flatten().is_ok() && launcher.exits_within(shim, bundle, id, ENDS).await;
         }
         if !has_ended {
-            return false;
+            return if matches!(told, Ok(Ok(()))) { SharedEnd::GoesOn } else { SharedEnd::Unknown };
         }
         shim.remove_socket().await;
         launcher.remove_socket(id).await;
-        self.remove().await
+        if !self.remove().await {
+            return SharedEnd::Unknown;
+        }
+        noted().retired.remove(id);
+        SharedEnd::Gone
     }
 
-    /// Kills a shim that a launch has left here before it was written down, and removes the directory. Returns whether
-    /// nothing is left.
-    pub(crate) async fn clear(&self, launcher: &Launcher) -> bool {
+    /// Kills a shim that a launch has left here before it was written down, and removes the directory. One that has started
+    /// anything may have tasks, whose bundles somebody has removed: it is killed only if that is `sure` not to be. Returns
+    /// whether nothing is left.
+    pub(crate) async fn clear(&self, launcher: &Launcher, sure: bool) -> bool {
+        let (by, bundle, id) = (launcher.clone(), self.bundle.clone(), self.id.clone());
+        let is_busy = move || {
+            let shims = by.serving_shims(&bundle, &id);
+            shims.iter().any(|shim| !procfs::children(shim.pid).is_empty())
+        };
+        if !sure && blocking(is_busy).await.unwrap_or(true) {
+            return false;
+        }
         let place = Place { id: self.id.clone(), bundle: self.bundle.clone(), launcher: launcher.clone() };
         place.clear().await
     }
@@ -237,6 +254,21 @@ impl Drop for Creating {
     }
 }
 
+/// What has become of a shared shim that was told to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SharedEnd {
+    /// Nothing is left of it.
+    Gone,
+    /// It has answered and goes on: it has a container.
+    GoesOn,
+    Unknown,
+}
+
+/// Kills shared shims whose directory was removed, but for the `known` ones: for when no task has one of the others.
+pub(crate) async fn end_removed_shared(state_dir: &Path, known: &[Shim]) {
+    end_removed_below(&state_dir.join(DIRECTORY), known.iter().map(Shim::process).collect()).await;
+}
+
 /// What an earlier plugin has left of shared shims.
 #[derive(Default)]
 pub(crate) struct Found {
@@ -256,11 +288,12 @@ pub(crate) fn find_shared(state_dir: &Path, namespaces: &[&str]) -> Result<Found
     let mut found = Found::default();
     for place in bundles(state_dir, DIRECTORY)?.iter().filter_map(|id| SharedPlace::of(state_dir, id)) {
         match place.bundle.look_for_shim()? {
+            // This plugin is launching it, or has it.
+            _ if own_id::is_own(SHARED_PREFIX, &place.id) => {}
             Some(shim) if shim.is_shared() => {
                 let key = place.bundle.read_json(KEY)?;
                 found.shims.push((place, shim, key));
             }
-            _ if own_id::is_own(PREFIX, &place.id) => {}
             _ => found.cut_off.push(place),
         }
     }
@@ -299,6 +332,11 @@ mod tests {
         let found = find_shared(state.path(), &["nomad"]).unwrap();
         assert_eq!((found.shims.len(), found.cut_off.len()), (0, 0), "this plugin may be launching it");
         let key = ShareKey::new(&launcher, "node".to_owned(), None);
+        let own = place.record(shim(), &key).await.unwrap();
+        assert!(find_shared(state.path(), &["nomad"]).unwrap().shims.is_empty());
+        assert_eq!(place.end(&launcher, &own, false).await, SharedEnd::Gone);
+        let place = SharedPlace::of(state.path(), "shared-1-2-3").unwrap();
+        place.bundle.create(Path::new("/bin/shim")).unwrap();
         let shim = place.record(shim(), &key).await.unwrap();
         let web = Bundle::at(state.path(), "nomad", "web");
         web.create(Path::new("/bin/shim")).unwrap();
@@ -308,7 +346,8 @@ mod tests {
         assert_eq!((found.users[0].0.id(), &*found.users[0].2), (place.id(), "web"));
         assert!(find_shared(state.path(), &["docker"]).unwrap().users.is_empty());
         assert!(!place.takes_tasks(&shim), "it does not run");
-        assert!(place.end(&launcher, &shim, false).await && !place.bundle.exists());
+        assert_eq!(place.end(&launcher, &shim, false).await, SharedEnd::Gone);
+        assert!(!place.bundle.exists());
     }
 
     #[test]
@@ -337,6 +376,15 @@ mod tests {
         assert!(place.takes_tasks(&own));
         place.retire().await;
         assert!(!place.takes_tasks(&own));
+    }
+
+    #[tokio::test]
+    async fn a_shim_of_unknown_start_is_not_shared() {
+        let state = tempfile::tempdir().unwrap();
+        let place = SharedPlace::new(state.path());
+        place.bundle.create(Path::new("/bin/shim")).unwrap();
+        let key = ShareKey::new(&launcher("/bin/false", state.path()), "node".to_owned(), None);
+        assert!(place.record(Shim { started_ticks: 0, ..shim() }, &key).await.is_err());
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::processes::{SPARE_PREFIX, blocking, end_spares_below};
+use super::processes::{SPARE_PREFIX, blocking, end_removed_below};
 use super::start_inputs::FileId;
 use super::{Bundle, Connection, DescriptorStore, Error, Launcher, LogPaths, Shim, bundles, own_id};
 use crate::sys;
@@ -239,7 +239,7 @@ pub(crate) async fn end_left_spares(launcher: &Launcher, state_dir: &Path) -> Re
             left.push(place);
         }
     }
-    end_spares_below(&directory).await;
+    end_removed_below(&directory, Vec::new()).await;
     Ok(left)
 }
 

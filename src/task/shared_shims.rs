@@ -7,11 +7,11 @@
 use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use futures::future::join_all;
-use shim_protos::CallError;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -21,8 +21,8 @@ use super::teardown::end_in;
 use super::{Settings, Tasks, error as task};
 use crate::config::DriverName;
 use crate::shim::{
-    self, Bundle, Connection, DescriptorStore, Found, HeldPipes, Holds, Launcher, ShareKey, SharedPlace,
-    Shim, find_shared,
+    self, Bundle, Connection, DescriptorStore, Found, HeldPipes, Holds, Launcher, RUNTIME_CALL_TIMEOUT,
+    ShareKey, SharedEnd, SharedPlace, Shim, end_removed_shared, find_shared,
 };
 use crate::sys::blocking;
 use crate::sys::error_chain::Chained;
@@ -32,12 +32,8 @@ use crate::sys::os_error::is_transient;
 const TRIES: usize = 2;
 /// Time for which a shim that gave no answer is not asked again where somebody waits.
 const SILENT: Duration = Duration::from_secs(30);
-/// Maximum time of the answer of a shim that does not hang.
-const ANSWERS: Duration = Duration::from_secs(1);
 /// Pause between two questions to a shim that does not answer.
 const ASKS_AGAIN: Duration = Duration::from_secs(10);
-/// Time after which a shim that answers again has opened the pipes that it was told of.
-const HAS_OPENED: Duration = Duration::from_secs(60);
 /// Maximum time of an answer about a container that a shim most likely does not have.
 const LOST_IS_TOLD: Duration = Duration::from_secs(2);
 
@@ -47,6 +43,10 @@ pub(super) struct SharedShims {
     known: Mutex<HashMap<String, Known>>,
     /// Launches that have left something, to be cleared.
     cut_off: Mutex<Vec<SharedPlace>>,
+    /// Containers that were taken down, of which their shims may still have something.
+    taken_down: Mutex<Vec<(Shim, String)>>,
+    /// Whether those whose directory was removed were looked for.
+    has_swept: AtomicBool,
     /// State directory whose shims are known.
     loaded: tokio::sync::Mutex<Option<PathBuf>>,
     /// So that tasks that come at once launch one shim.
@@ -123,12 +123,12 @@ impl SharedShims {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Learns which shared shims there are, once.
-    pub(super) async fn load(&self, settings: &Settings) {
+    /// Learns which shared shims there are, once. Returns whether all are known, with all of their tasks.
+    pub(super) async fn load(&self, settings: &Settings) -> bool {
         let state_dir = settings.config.state_dir.clone();
         let mut loaded = self.loaded.lock().await;
         if loaded.as_ref() == Some(&state_dir) {
-            return;
+            return true;
         }
         let at = state_dir.clone();
         // The driver may have had its other name.
@@ -139,7 +139,7 @@ impl SharedShims {
             Ok(found) => found,
             Err(error) => {
                 tracing::warn!(error = %error.chain(), "can't look for shared shims yet");
-                return;
+                return false;
             }
         };
         join_all(shims.into_iter().map(|(place, shim, key)| self.add(place, shim, key))).await;
@@ -149,6 +149,7 @@ impl SharedShims {
         }
         self.cut_off.lock().unwrap_or_else(PoisonError::into_inner).extend(cut_off);
         *loaded = Some(state_dir);
+        true
     }
 
     /// Adds a shim of an earlier plugin, unless it is known.
@@ -211,8 +212,9 @@ impl SharedShims {
                 }
                 Err(error) => {
                     self.leave(settings, id, None).await;
-                    if shim.is_creating() {
-                        tracing::info!(container = id, shim = place.id(), error = %error.chain(), "the shared shim is busy with another container; the task gets a shim of its own");
+                    let is_faulty = error.is_late() || matches!(error, shim::Error::Unidentified { .. });
+                    if shim.is_creating() || (!is_faulty && shim.is_alive()) {
+                        tracing::info!(container = id, shim = place.id(), error = %error.chain(), "the shared shim is busy with another container, or can't be asked now; the task gets a shim of its own");
                         return Ok(None);
                     }
                     tracing::warn!(container = id, shim = place.id(), error = %error.chain(), "a shared shim does not answer; it gets no more tasks");
@@ -302,7 +304,7 @@ impl SharedShims {
         let (shim, store) = match launched.await {
             Ok(launched) => launched,
             Err(error) => {
-                if !place.clear(launcher).await {
+                if !place.clear(launcher, true).await {
                     self.cut_off.lock().unwrap_or_else(PoisonError::into_inner).push(place);
                 }
                 return Err(error);
@@ -344,7 +346,11 @@ impl SharedShims {
                 left.push(known.clone());
             }
         }
-        for Known { place, store, .. } in left {
+        for Known { place, shim, store, .. } in left {
+            self.taken_down
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push((shim, container_id.to_owned()));
             if let Some(store) = store {
                 let owner = container_id.to_owned();
                 if let Err(error) = blocking::run(move || store.release(&owner)).await {
@@ -378,7 +384,9 @@ impl SharedShims {
     /// When it can't be ended.
     pub(super) async fn end_lost(&self, container: &ContainerHandles) -> task::Result<()> {
         let ContainerHandles { id, bundle, launcher, .. } = container;
-        let all: Vec<Shim> = self.lock().values().map(|known| known.shim.clone()).collect();
+        // This plugin knows who has the shims that it has launched.
+        let may_have = |known: &&Known| !known.is_own || known.users.contains(id);
+        let all: Vec<Shim> = self.lock().values().filter(may_have).map(|known| known.shim.clone()).collect();
         let found = join_all(all.iter().map(|shim| self.may_have(shim, id))).await;
         let mut is_ended = None;
         for (shim, _) in all.iter().zip(found).filter(|(_, may_have)| *may_have) {
@@ -429,13 +437,32 @@ impl SharedShims {
         };
         let launcher = ContainerHandles::by_id(settings, "").launcher;
         let may_be_killed = known.is_own || has_settled;
-        let has_ended = known.place.end(&launcher, &known.shim, may_be_killed).await;
+        let end = known.place.end(&launcher, &known.shim, may_be_killed).await;
         let mut all = self.lock();
-        if has_ended {
-            all.remove(id);
-        } else if let Some(known) = all.get_mut(id) {
-            // One that goes on has a container of a task that is about to be recovered.
-            known.phase = if may_be_killed { Phase::Retired } else { before };
+        match (end, all.get_mut(id)) {
+            (SharedEnd::Gone, _) => {
+                all.remove(id);
+                self.silent.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+            }
+            // It has a container of a task that is about to be recovered.
+            (SharedEnd::GoesOn, Some(known)) if !may_be_killed => known.phase = before,
+            (SharedEnd::GoesOn | SharedEnd::Unknown, Some(known)) => known.phase = Phase::Retired,
+            (_, None) => {}
+        }
+    }
+
+    /// Has shims remove what they still have of containers that were taken down while they could not be asked, or were in
+    /// the middle of their creation.
+    async fn end_taken_down(&self) {
+        let taken_down = std::mem::take(&mut *self.taken_down.lock().unwrap_or_else(PoisonError::into_inner));
+        for (shim, id) in taken_down {
+            if !shim.is_alive() || self.lock().values().any(|known| known.users.contains(&id)) {
+                continue;
+            }
+            if self.may_have(&shim, &id).await && (self.is_silent(&shim) || end_in(&shim, &id).await.is_err())
+            {
+                self.taken_down.lock().unwrap_or_else(PoisonError::into_inner).push((shim, id));
+            }
         }
     }
 }
@@ -446,21 +473,22 @@ impl Known {
     }
 }
 
-/// Holds the pipes of a start that has failed until its shim has answered and has had time for what it was told: it was
-/// told the descriptors' numbers, which later are another task's.
-pub(super) fn hold_until_answered(shim: Shim, container_id: String, pipes: HeldPipes) {
+/// Holds the pipes of a create that has no answer for as long as a shared shim may do as it was told: it was told the
+/// descriptors' numbers, which later are another task's.
+pub(super) fn hold_for_late_create(shim: Shim, container_id: String, pipes: HeldPipes) {
     tokio::spawn(async move {
-        let is_answer = |answer: &Result<shim::State, shim::Error>| match answer {
-            Ok(_) => true,
-            Err(error) => error.is_not_found() || error.is_refusal(),
-        };
         let connection = Connection::deferred(&shim.bootstrap, &container_id);
-        let first = tokio::time::timeout(ANSWERS, connection.state()).await;
-        if !first.as_ref().is_ok_and(is_answer) {
-            while shim.is_alive() && !is_answer(&connection.state().await) {
-                tokio::time::sleep(ASKS_AGAIN).await;
+        while shim.is_alive() {
+            match connection.state().await {
+                Err(error) if !error.is_not_found() && !error.is_refusal() => {
+                    tokio::time::sleep(ASKS_AGAIN).await;
+                }
+                // Not every shim waits with its answer for the end of a create.
+                _ => {
+                    tokio::time::sleep(RUNTIME_CALL_TIMEOUT).await;
+                    break;
+                }
             }
-            tokio::time::sleep(HAS_OPENED).await;
         }
         drop(pipes);
     });
@@ -492,9 +520,8 @@ async fn ask(shim: &Shim, id: &str) -> Result<Connection, shim::Error> {
         pid => pid?,
     };
     if pid != 0 && pid != shim.pid {
-        let doing = format!("ask the shared shim with pid {} for {id}", shim.pid);
-        let source = CallError::Disconnected(format!("another one answers, with pid {pid}"));
-        return Err(shim::Error::Call { doing, source });
+        let binary = shim.bootstrap.socket.clone();
+        return Err(shim::Error::Unidentified { binary, id: id.to_owned(), reported_pid: pid });
     }
     Ok(connection)
 }
@@ -504,23 +531,30 @@ impl Tasks {
     /// tasks that are gone, and keeps their logs small. `has_settled` says that the agent has recovered its tasks.
     pub(super) async fn sweep_shared_shims(self: &Arc<Self>, settings: &Settings, has_settled: bool) {
         let shared = &self.shared_shims;
-        shared.load(settings).await;
+        // Without that, one that seems to have no task may have some.
+        let is_sure = shared.load(settings).await && has_settled;
         let cut_off = std::mem::take(&mut *shared.cut_off.lock().unwrap_or_else(PoisonError::into_inner));
         let launcher = ContainerHandles::by_id(settings, "").launcher;
         for place in cut_off {
             // The agent may have recovered a task that names it.
-            if !shared.lock().contains_key(place.id()) && !place.clear(&launcher).await {
+            if !shared.lock().contains_key(place.id()) && !place.clear(&launcher, is_sure).await {
                 shared.cut_off.lock().unwrap_or_else(PoisonError::into_inner).push(place);
             }
         }
+        shared.end_taken_down().await;
         let all: Vec<Known> = shared.lock().values().cloned().collect();
-        for known in all {
+        for known in &all {
             if known.users.is_empty() {
-                shared.end_unused(settings, known.place.id(), has_settled).await;
+                shared.end_unused(settings, known.place.id(), is_sure).await;
             } else {
                 known.place.bundle().off_thread(Bundle::trim_logs).await;
-                self.sweep_store(known, has_settled).await;
+                self.sweep_store(known.clone(), is_sure).await;
             }
+        }
+        // Once, since no shim of this plugin's comes to be so.
+        if is_sure && !shared.has_swept.swap(true, Ordering::Relaxed) {
+            let known: Vec<_> = all.into_iter().map(|known| known.shim).collect();
+            end_removed_shared(&settings.config.state_dir, &known).await;
         }
     }
 

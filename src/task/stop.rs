@@ -123,6 +123,10 @@ impl Task {
         if self.ends_within(AFTER_SIGKILL).await {
             return Ok(());
         }
+        // The word of it may be waiting behind what the shim does for others.
+        if !tokio::task::spawn_blocking(move || init.is_alive()).await.unwrap_or(true) {
+            return Ok(());
+        }
         let why = match by_shim {
             Ok(Err(error)) => Error::failed(error),
             _ => Error::failed("it is still running after SIGKILL"),

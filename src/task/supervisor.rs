@@ -21,7 +21,9 @@ use super::events::TaskEvents;
 use super::{DriverState, Exit, Phase};
 use crate::cgroup::OomWatch;
 use crate::logs::LogCollector;
-use crate::shim::{self, Connection, Family, LogPaths, PendingWait, ProcessExit, Shim, wait_drained};
+use crate::shim::{
+    self, Connection, Family, LogPaths, PendingWait, ProcessExit, RUNTIME_CALL_TIMEOUT, Shim, wait_drained,
+};
 use crate::sys::error_chain::Chained;
 use crate::sys::pidfd::Init;
 use crate::sys::process_end::SIGNAL_BASE;
@@ -276,13 +278,14 @@ async fn report_overdue(connection: &Connection, exec_id: &str, end: ProcessEnd<
         }
     };
     let mut asking = pin!(asking);
-    loop {
-        match tokio::time::timeout(limit, &mut asking).await {
-            Ok(Ok(ended)) => return ExitReport::Answer(Ok(ended)),
-            // It answers once the other container is there.
-            Err(_) if !is_known && end.shim.is_creating() => {}
-            Ok(Err(_)) | Err(_) => return ExitReport::Unheard(at),
-        }
+    let mut answer = tokio::time::timeout(limit, &mut asking).await;
+    if answer.is_err() && !is_known && end.shim.is_creating() {
+        // It answers once the other container is there.
+        answer = tokio::time::timeout(RUNTIME_CALL_TIMEOUT, asking).await;
+    }
+    match answer {
+        Ok(Ok(ended)) => ExitReport::Answer(Ok(ended)),
+        Ok(Err(_)) | Err(_) => ExitReport::Unheard(at),
     }
 }
 
@@ -512,8 +515,11 @@ mod tests {
         let mut report = pin!(report_overdue(&connection, "", end));
         let limit = SHIM_EXIT_GRACE + LAST_RESORT_WAIT_TIMEOUT + Duration::from_secs(10);
         assert!(tokio::time::timeout(limit, &mut report).await.is_err(), "given up while it can't answer");
+        assert!(
+            tokio::time::timeout(RUNTIME_CALL_TIMEOUT, &mut report).await.is_ok(),
+            "no create takes that long"
+        );
         drop(creating);
-        assert!(tokio::time::timeout(limit, &mut report).await.is_ok());
     }
 
     #[tokio::test(start_paused = true)]

@@ -16,12 +16,13 @@ use super::slot::{AtDestroy, Occupant};
 use super::start::check_not_filled;
 use super::timeline::{Call, Timeline};
 use super::{RemovalGuard, Settings, Slot, Tasks};
-use crate::shim::{Bundle, Connection, SharedPlace, Shim, State, wait_pending};
-use crate::sys::blocking;
+use crate::shim::{self, Bundle, Connection, SharedPlace, Shim, State, wait_pending};
 use crate::sys::error_chain::Chained;
 
 /// Maximum time that a killed container may take to exit.
 const KILLED: Duration = Duration::from_secs(10);
+/// Number of times that a shim is asked that is busy with another container, each of which takes ten seconds.
+const ASKS_BUSY_SHIM: usize = 6;
 /// Maximum time that a shim may take to exit when it was told to.
 const SHIM_ENDS: Duration = Duration::from_secs(2);
 
@@ -89,7 +90,7 @@ impl Tasks {
     /// # Errors
     /// As [`ContainerHandles::tear_down`].
     pub(super) async fn tear_down(&self, settings: &Settings, container: &ContainerHandles) -> Result<()> {
-        self.end_lost(settings, container).await?;
+        self.end_lost(settings, container).await;
         let outcome = container.tear_down().await;
         self.leave_shared_shim(settings, container).await;
         outcome
@@ -104,20 +105,21 @@ impl Tasks {
         settings: &Settings,
         container: &ContainerHandles,
     ) -> Result<()> {
-        self.end_lost(settings, container).await?;
+        self.end_lost(settings, container).await;
         let outcome = container.tear_down_keeping_record().await;
         self.leave_shared_shim(settings, container).await;
         outcome
     }
 
-    /// Ends a container of which nothing says any more that a shared shim has it.
-    async fn end_lost(&self, settings: &Settings, container: &ContainerHandles) -> Result<()> {
+    /// Ends a container of which nothing says any more that a shared shim has it. A failure is logged only: the teardown
+    /// kills what it finds by other means.
+    async fn end_lost(&self, settings: &Settings, container: &ContainerHandles) {
         self.shared_shims.load(settings).await;
-        let state = container.runtime_state();
-        let is_lost = container.is_taken_down()
-            && container.bundle.off_thread(Bundle::read_shim).await.is_none()
-            && blocking::run(move || state.exists()).await;
-        if is_lost { self.shared_shims.end_lost(container).await } else { Ok(()) }
+        let is_lost =
+            container.is_taken_down() && container.bundle.off_thread(Bundle::read_shim).await.is_none();
+        if is_lost && let Err(error) = self.shared_shims.end_lost(container).await {
+            tracing::warn!(container = container.id, error = %error.chain(), "can't end a container whose bundle was lost by the shim that it shares");
+        }
     }
 
     async fn leave_shared_shim(&self, settings: &Settings, container: &ContainerHandles) {
@@ -169,7 +171,7 @@ pub(super) fn may_run(state: State) -> bool {
 }
 
 /// Kills a container and has its shim remove it.
-pub(super) async fn end_in(shim: &Shim, id: &str) -> std::result::Result<(), crate::shim::Error> {
+pub(super) async fn end_in(shim: &Shim, id: &str) -> std::result::Result<(), shim::Error> {
     let connection = Connection::open(&shim.bootstrap, id).await?;
     if may_run(connection.state().await?) {
         let ended = wait_pending(&connection, "").await;
@@ -317,14 +319,13 @@ impl ContainerHandles {
 
     /// Ends a container the orderly way: the shim kills what runs, removes the container, and, if it is the container's
     /// own, ends itself. Returns false where the shim knew no container, which does not mean that there is none.
-    async fn end_by_shim(
-        &self,
-        shim: &Shim,
-        timeline: &Timeline,
-    ) -> std::result::Result<bool, crate::shim::Error> {
+    async fn end_by_shim(&self, shim: &Shim, timeline: &Timeline) -> std::result::Result<bool, shim::Error> {
         let connection = Connection::open(&shim.bootstrap, &self.id).await?;
         let mut state = connection.state().await;
-        while matches!(&state, Err(error) if !error.is_not_found()) && shim.is_creating() {
+        for _ in 1..ASKS_BUSY_SHIM {
+            if !state.as_ref().is_err_and(shim::Error::is_late) || !shim.is_creating() {
+                break;
+            }
             state = connection.state().await;
         }
         let removed = match state {

@@ -33,6 +33,7 @@ pub fn all() -> Vec<Case> {
         lifecycle::exit_status::cases(),
         recovery::lost_bundles::cases(),
         recovery::orphans::cases(),
+        resources::cgroup_moves::cases(),
         resources::own_cgroups::cases(),
         lifecycle::start_failures::cases(),
         lifecycle::start_limit::long_cases(),

@@ -23,6 +23,7 @@ use root::Root;
 /// the others, which show that a task lives and ends as elsewhere. A case takes some twelve seconds there.
 const CASES: &[&str] = &[
     "account: a running task",
+    "cgroup moves:",
     "devices: a device has",
     "devices: a device may",
     "ends: a child killed",

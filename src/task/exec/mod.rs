@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use super::error::{Error, Result};
 use super::{Task, auto_runtime, supervisor};
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, MoveWindow};
 use crate::security::{self, Confined};
 use crate::shim::{self, Bundle, Connection, ExecEnds, ExecIo, ExecPipes, Shim};
 use crate::spec;
@@ -98,6 +98,7 @@ impl Task {
         if let Err(error) = spec::check_command(command) {
             return Ok(Err(ExecRefused::not_runnable(&error.chain())));
         }
+        let shares_kernel = self.driver_state.family().shares_kernel();
         if self.driver_state.chosen_crun {
             auto_runtime::check_for_exec().await.map_err(|error| error.context(&doing))?;
         }
@@ -120,8 +121,9 @@ impl Task {
             size,
             cgroup: self.driver_state.cgroup.clone(),
             bundle: self.container.bundle.clone(),
-            leaves_no_pid: !self.driver_state.family().shares_kernel(),
+            leaves_no_pid: !shares_kernel,
             shim: self.driver_state.shim.clone(),
+            moves: shares_kernel,
         };
         let starting = tokio::spawn(start.run());
         let started = starting
@@ -166,6 +168,8 @@ struct Start {
     /// Whether a shim's files say nothing of the command once it runs.
     leaves_no_pid: bool,
     shim: Shim,
+    /// Whether the runtime moves the command between cgroups of the host's.
+    moves: bool,
 }
 
 impl Start {
@@ -173,8 +177,21 @@ impl Start {
     /// way: a shim that is opening pipes whose other end has gone answers nobody for half a minute. If the result is
     /// dropped, the command is killed like any other.
     async fn run(self) -> std::result::Result<Exec, shim::Error> {
-        let Self { connection, exec_id, process, pipes, tty, size, cgroup, bundle, leaves_no_pid, shim } =
-            self;
+        let Self {
+            connection,
+            exec_id,
+            process,
+            pipes,
+            tty,
+            size,
+            cgroup,
+            bundle,
+            leaves_no_pid,
+            shim,
+            moves,
+        } = self;
+        // Open until the command is where it is to be.
+        let window = moves.then(MoveWindow::open);
         let io = ExecIo {
             stdin: pipes.stdin_path(),
             stdout: pipes.stdout_path(),
@@ -203,6 +220,7 @@ impl Start {
         let named = exec_id.clone();
         // The kernel may take its time for a move, and nobody has to wait for it.
         tokio::task::spawn_blocking(move || {
+            let _window = window;
             // Pid 0 would be this plugin.
             if root.is_some()
                 && let Err(error) = cgroup.add_process(pid)

@@ -19,7 +19,7 @@ pub(super) mod plan;
 mod shim_choice;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::SystemTime;
 
 use containerd_client::types::Mount;
@@ -43,7 +43,7 @@ use super::{
     DriverNetwork, DriverState, Identity, Reservation, Settings, Started, Starting, Task, Tasks,
     auto_runtime, stats,
 };
-use crate::cgroup::{self, Limit};
+use crate::cgroup::{self, Limit, MoveWindow};
 use crate::config::Sharing;
 use crate::containerd::{Image, Record};
 use crate::image::user;
@@ -111,6 +111,7 @@ async fn run(
     let mut pipes = None;
     let mut own_container = None;
     let removed_filters = filter_cache::removed();
+    let unanswered = OnceLock::new();
     let started = async {
         tokio::select! {
             checked = tasks.dockerd_containers.check(settings.config.name, &config) => checked?,
@@ -127,6 +128,7 @@ async fn run(
             tasks: &tasks,
             starting: &reservation.starting,
             timeline: &timeline,
+            unanswered: &unanswered,
         };
         Box::pin(start.steps(&mut caller, &mut pipes)).await
     };
@@ -153,15 +155,14 @@ async fn run(
             };
             let container = own_container.unwrap_or_else(|| ContainerHandles::by_id(&settings, id));
             let error = filter_cache::after(error, &container, removed_filters).await;
-            let shim = container.bundle.off_thread(Bundle::read_shim).await;
             // Nothing is made before the bundle.
             if container.bundle.off_thread(Bundle::exists).await
                 && let Err(error) = tasks.tear_down(&settings, &container).await
             {
                 tracing::warn!(task = config.id, error = %error.chain(), "the rest of a failed start is removed later");
             }
-            if let (Some(shim), Some(pipes)) = (shim.filter(Shim::is_shared), pipes) {
-                shared_shims::hold_until_answered(shim, id.clone(), pipes);
+            if let (Some(shim), Some(pipes)) = (unanswered.into_inner(), pipes) {
+                shared_shims::hold_for_late_create(shim, id.clone(), pipes);
             }
             drop(reservation);
             let _ = caller.answer.send(Err(error));
@@ -178,6 +179,8 @@ struct Start<'a> {
     tasks: &'a Arc<Tasks>,
     starting: &'a Starting,
     timeline: &'a Timeline,
+    /// The shared shim that has given no answer to a create.
+    unanswered: &'a OnceLock<Shim>,
 }
 
 async fn or_give_up<T>(step: impl Future<Output = Result<T>>, given_up: &CancellationToken) -> Result<T> {
@@ -206,6 +209,7 @@ struct Made {
     network: Option<DriverNetwork>,
     connection: Connection,
     shim: Shim,
+    window: MoveWindow,
 }
 
 impl Start<'_> {
@@ -245,6 +249,7 @@ impl Start<'_> {
         let timeline = self.timeline;
         let hold = self.tasks.image_uses.hold(&self.plan.image.name()).await;
         let (image, _permit) = Box::pin(self.image_and_permit(&pull_options, caller)).await?;
+        let window = MoveWindow::open();
         let share_key = self.share_key().await;
         let inherits = !nomads_writers.is_empty() || self.plan.options.process.needs_stdin();
         let needs = match (share_key.is_some() || inherits, nomads.is_none()) {
@@ -298,7 +303,8 @@ impl Start<'_> {
         if let Err(error) = user::check(&prepared.ends, &spec).await {
             return Err(self.with_lost_snapshot(error.into()).await);
         }
-        let made = Made { spec, mounts: prepared.mounts, network: joined.driver_network, connection, shim };
+        let (mounts, network) = (prepared.mounts, joined.driver_network);
+        let made = Made { spec, mounts, network, connection, shim, window };
         let task = match self.begin(made, output, held, &image).await {
             Ok(task) => task,
             Err(error) => return Err(self.with_lost_snapshot(error).await),
@@ -427,7 +433,7 @@ impl Start<'_> {
 
     /// Creates the container, sends the shim a Wait for its exit, and only then starts it.
     async fn begin(&self, made: Made, output: Output, held: &HeldPipes, image: &Image) -> Result<Task> {
-        let Made { spec, mounts, network, connection, shim } = made;
+        let Made { spec, mounts, network, connection, shim, window } = made;
         let Output { logs, collected, receiver, forwarded, nomads_pipes: _ } = output;
         let StartPlan { options: requested, cgroup, runtime, .. } = self.plan;
         let (bundle, timeline) = (&self.container.bundle, self.timeline);
@@ -448,10 +454,16 @@ impl Start<'_> {
         if let Some(crun) = runtime.chosen_crun {
             auto_runtime::check_unchanged(crun).await?;
         }
+        // What came before may have taken the whole time of the first.
+        window.renew();
         let creating = shim.creating();
         let create = connection.create(bundle, rootfs, held, requested.process.tty, &runtime.options);
         let create = shim::with_runtime_reason(bundle, create);
-        let pid = timeline.step("create", create).await.map_err(|error| naming_program(error, &spec))?;
+        let created = timeline.step("create", create).await;
+        if shim.is_shared() && created.as_ref().is_err_and(|error| !error.is_refusal()) {
+            let _ = self.unanswered.set(shim.clone());
+        }
+        let pid = created.map_err(|error| naming_program(error, &spec))?;
         drop(creating);
         if requested.security.no_new_privileges {
             filter_cache::check(self.container, requested.security.seccomp_profile.as_ref()).await?;
@@ -461,6 +473,7 @@ impl Start<'_> {
         let next_spec = shares_pids.then(|| spec::with_private_pids(spec).map(Box::new)).transpose()?;
         let settled = timeline.step("settle", self.settle(pid, &shim, limits, next_spec));
         let First { id, init, oom_kills } = settled.await?;
+        drop(window);
         let waiting = shim::wait_pending(&connection, "").await;
         let start = shim::with_runtime_reason(bundle, connection.start());
         let unstaging = self.unstage();

@@ -97,7 +97,7 @@ async fn it_lives_on_when_the_agent_no_longer_reads_its_pipes(case: &CaseContext
 }
 
 async fn a_runtime_whose_shim_is_missing_is_named_by_its_file(case: &CaseContext) -> Result<()> {
-    let mut options = case.options();
+    let mut options = case.with_own_shims().options();
     options["containerd_runtime"] = json!("io.containerd.nope.v3");
     // What an unknown shim would make of another one is not known, and refused first.
     options["oci_runtime"] = json!("");

@@ -1,5 +1,6 @@
 //! Limits of a task, its cgroup, and its statistics.
 
+pub mod cgroup_moves;
 pub mod growth;
 pub mod gvisor;
 pub mod limits;
