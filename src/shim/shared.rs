@@ -360,7 +360,7 @@ mod tests {
         assert_eq!(cut_off().unwrap(), 1);
         let web = Bundle::at(state.path(), "docker", "web");
         web.create(Path::new("/bin/shim")).unwrap();
-        web.write_shim(&Shim { shared: Some(place.id.clone()), ..shim() }).unwrap();
+        web.write_shim(&Shim { shared: Some(place.id), ..shim() }).unwrap();
         assert_eq!(cut_off().unwrap(), 0, "its file was removed");
         // Reading a directory fails, as reading a file does for want of descriptors.
         std::fs::remove_file(web.directory().join("shim.json")).unwrap();

@@ -586,7 +586,7 @@ impl Tasks {
             }
             Ok(false) => {}
             Err(error) => {
-                tracing::debug!(shim = id, %error, "can't look through the descriptors of a shared shim")
+                tracing::debug!(shim = id, %error, "can't look through the descriptors of a shared shim");
             }
         }
     }

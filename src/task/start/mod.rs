@@ -456,15 +456,8 @@ impl Start<'_> {
         }
         // What came before may have taken the whole time of the first.
         window.renew();
-        let creating = shim.creating();
-        let create = connection.create(bundle, rootfs, held, requested.process.tty, &runtime.options);
-        let create = shim::with_runtime_reason(bundle, create);
-        let created = timeline.step("create", create).await;
-        if shim.is_shared() && created.as_ref().is_err_and(|error| !error.is_refusal()) {
-            let _ = self.unanswered.set(shim.clone());
-        }
-        let pid = created.map_err(|error| naming_program(error, &spec))?;
-        drop(creating);
+        let create = self.create(&connection, &shim, rootfs, held);
+        let pid = timeline.step("create", create).await.map_err(|error| naming_program(error, &spec))?;
         if requested.security.no_new_privileges {
             filter_cache::check(self.container, requested.security.seccomp_profile.as_ref()).await?;
         }
@@ -515,6 +508,25 @@ impl Start<'_> {
             oom_kills,
         };
         Ok(Task::supervised(supervision, self.settings))
+    }
+
+    /// Has the shim create the container. Returns the pid of its first process, as the shim says it.
+    async fn create(
+        &self,
+        connection: &Connection,
+        shim: &Shim,
+        rootfs: Vec<api::Mount>,
+        held: &HeldPipes,
+    ) -> std::result::Result<i32, shim::Error> {
+        let StartPlan { options, runtime, .. } = self.plan;
+        let bundle = &self.container.bundle;
+        let _creating = shim.creating();
+        let create = connection.create(bundle, rootfs, held, options.process.tty, &runtime.options);
+        let created = shim::with_runtime_reason(bundle, create).await;
+        if shim.is_shared() && created.as_ref().is_err_and(|error| !error.is_refusal()) {
+            let _ = self.unanswered.set(shim.clone());
+        }
+        created
     }
 
     /// Keeps what a log receiver is told of the container in the bundle, and tells of labels and variables that it

@@ -133,7 +133,8 @@ impl LockTrace {
     /// Adds or removes a probe. Those of others stay, for which the file must not be truncated.
     fn change(&self, line: &str) -> Result<()> {
         use std::io::Write as _;
-        let mut probes = fs::OpenOptions::new().append(true).open(Path::new(TRACING).join("kprobe_events"))?;
+        let mut probes =
+            fs::OpenOptions::new().append(true).open(Path::new(TRACING).join("kprobe_events"))?;
         probes.write_all(line.as_bytes()).context("change the kernel's probes")
     }
 
