@@ -41,7 +41,7 @@ async fn a_signal_whose_runtime_is_killed_is_sent_again(case: &CaseContext) -> R
     let once = scripted.directory.join("once");
     let killed_once = format!("[ -e {0} ] || {{ touch {0}; kill -9 $$; }}", once.display());
     scripted.runtime_as("killed", &runc("kill", &killed_once))?;
-    let mut options = case.options();
+    let mut options = case.with_own_shims().options();
     options["oci_runtime"] = json!(scripted.directory.join("killed"));
     let mut plugin = case.plugin_as(&case.launch(), &options).await?;
     let task = listener(case, &plugin).await?;
@@ -291,11 +291,13 @@ async fn a_task_among_the_hosts_processes_is_killed_with_all_of_its_own(
     Ok(())
 }
 
-async fn a_task_whose_shim_hangs_is_killed_at_the_timeout(case: &CaseContext, plugin: &Plugin) -> Result<()> {
-    let task = listener(case, plugin).await?;
+async fn a_task_whose_shim_hangs_is_killed_at_the_timeout(case: &CaseContext) -> Result<()> {
+    let mut plugin = case.with_own_shims().plugin().await?;
+    let task = listener(case, &plugin).await?;
     kill(shim_pid(case)?, Signal::SIGSTOP)?;
     // The task never gets the signal that it would heed.
-    task.stop(plugin, Duration::from_secs(1)).await?;
-    ensure_eq!(task.wait_for_all(plugin).await?, (137, 9));
-    task.destroy(plugin).await
+    task.stop(&plugin, Duration::from_secs(1)).await?;
+    ensure_eq!(task.wait_for_all(&plugin).await?, (137, 9));
+    task.destroy(&plugin).await?;
+    plugin.shut_down().await
 }

@@ -43,7 +43,7 @@ fn has(timeline: &LoggedTimeline, steps: &[&str]) -> Result<()> {
 }
 
 async fn a_start_and_a_teardown_say_how_long_their_steps_took(case: &CaseContext) -> Result<()> {
-    let mut options = case.options();
+    let mut options = case.with_own_shims().options();
     options["spare_shims"] = json!(0);
     let plugin = &case.plugin_as(&case.launch(), &options).await?;
     let task = case.run(plugin, &case.shell("true")).await?;

@@ -41,6 +41,8 @@ pub async fn fast_plugin(case: &CaseContext, source: Source) -> Result<Plugin> {
         let shim = case.directory().join("containerd-shim-other-v1");
         symlink(case.programs().shim(), &shim).context("give the shim another name")?;
         options["containerd_runtime"] = serde_json::json!(shim);
+        // One of an unknown family is not shared.
+        options["shim_sharing"] = serde_json::json!("task");
     }
     case.plugin_as(&launch, &options).await
 }
