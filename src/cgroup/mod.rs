@@ -15,6 +15,7 @@ mod move_window;
 mod oom;
 mod processes;
 mod shared;
+mod shims;
 mod usage;
 
 use std::io;
@@ -27,6 +28,7 @@ pub(crate) use limits::Limit;
 pub(crate) use move_window::MoveWindow;
 pub(crate) use oom::OomWatch;
 pub(crate) use processes::listed;
+pub(crate) use shims::of_shims;
 pub(crate) use usage::Usage;
 
 const ROOT: &str = "/sys/fs/cgroup";

@@ -15,7 +15,6 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use command_fds::{CommandFdExt, FdMapping};
 use shim_protos::{Bootstrap, StartInput, StartParams};
 use tokio::io::AsyncReadExt as _;
 use tokio::process::Command;
@@ -26,8 +25,9 @@ use super::start_inputs::{FileId, StartInputs};
 use super::{Bundle, DEFAULT_PATH, Error, EventSocket, FIRST_INHERITED_FD, Family, excerpt, socket};
 use crate::gvisor;
 use crate::sys::blocking;
+use crate::sys::cgroup_spawn::Cgroups;
 use crate::sys::os_error::{is_transient, reports_transient};
-use crate::sys::process_group;
+use crate::sys::process_group::{self, ProcessGroup};
 
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 /// Timeout of `-v` and `--version`, which only print.
@@ -93,6 +93,8 @@ pub(crate) struct Launcher {
     pub events: EventSocket,
     pub start_inputs: StartInputs,
     pub family: Family,
+    /// Looks up the cgroups that shims are started in.
+    pub cgroups: fn() -> Cgroups,
 }
 
 impl Launcher {
@@ -145,7 +147,7 @@ impl Launcher {
         let create = |file: &PathBuf| File::create(file).map_err(Error::file("create", file));
         let made = blocking::run(move || Ok::<_, Error>((create(&files[0])?, create(&files[1])?)));
         let (stdout, stderr) = made.await?;
-        let mut command = self.command(&self.binary, bundle, id, stdout.into(), stderr.into());
+        let mut command = self.command(&self.binary, bundle, id, Stdio::null(), Stdio::null());
         command.args(["-publish-binary", "/bin/true", "start"]);
         let events = match self.family {
             Family::Gvisor => Some(Path::new(gvisor::EVENTS)),
@@ -159,21 +161,18 @@ impl Launcher {
         let params =
             StartParams { id, namespace: &self.namespace, address: &self.address, events: events.as_deref() };
         let resource_error = |error: io::Error| failure(&error).with_transience(is_transient(&error));
-        if let Some(input) = form.pipe(params).map_err(resource_error)? {
-            command.stdin(input);
+        let stdin = match form.pipe(params).map_err(resource_error)? {
+            Some(input) => input.into(),
+            None => File::open("/dev/null").map_err(resource_error)?.into(),
+        };
+        let mut files = vec![(stdin, 0), (stdout.into(), 1), (stderr.into(), 2)];
+        for (number, file) in (FIRST_INHERITED_FD..).zip(inherited) {
+            files.push((file.try_clone().map_err(resource_error)?, number));
         }
-        if !inherited.is_empty() {
-            let inherited = inherited
-                .iter()
-                .map(OwnedFd::try_clone)
-                .collect::<io::Result<Vec<_>>>()
-                .map_err(resource_error)?;
-            let mappings = (FIRST_INHERITED_FD..)
-                .zip(inherited)
-                .map(|(child_fd, parent_fd)| FdMapping { parent_fd, child_fd });
-            command.fd_mappings(mappings.collect()).map_err(|error| failure(&error))?;
-        }
-        let status = self.run(command, "start", id, until.saturating_duration_since(Instant::now())).await?;
+        let limit = until.saturating_duration_since(Instant::now());
+        let spawned = process_group::spawn_in(command, files, self.cgroups).await;
+        let (group, mut child) = self.spawned(spawned, "start", id)?;
+        let status = self.end(group, child.wait(), "start", id, limit).await?;
         if !status.success() {
             return Err(self.failed("start", id, status, err).await);
         }
@@ -277,17 +276,36 @@ impl Launcher {
         id: &str,
         limit: Duration,
     ) -> Result<ExitStatus, Error> {
-        let failure = |reason: &dyn std::fmt::Display| self.failure(action, id, reason);
-        let (mut group, mut child) = process_group::spawn(command).await.map_err(|error| {
-            failure(&format_args!("can't be run: {error}")).with_transience(is_transient(&error))
-        })?;
-        match tokio::time::timeout(limit, child.wait()).await {
+        let (group, mut child) = self.spawned(process_group::spawn(command).await, action, id)?;
+        self.end(group, child.wait(), action, id, limit).await
+    }
+
+    fn spawned<T>(&self, spawned: io::Result<T>, action: &'static str, id: &str) -> Result<T, Error> {
+        spawned.map_err(|error| {
+            let failure = self.failure(action, id, &format_args!("can't be run: {error}"));
+            failure.with_transience(is_transient(&error))
+        })
+    }
+
+    /// Waits for the end of the binary. One that does not end in time is killed with its group.
+    async fn end(
+        &self,
+        mut group: ProcessGroup,
+        end: impl Future<Output = io::Result<ExitStatus>>,
+        action: &'static str,
+        id: &str,
+        limit: Duration,
+    ) -> Result<ExitStatus, Error> {
+        match tokio::time::timeout(limit, end).await {
             Ok(status) => {
                 // The shim that the binary leaves behind is in a group of its own.
                 group.ended();
-                status.map_err(|error| failure(&error))
+                status.map_err(|error| self.failure(action, id, &error))
             }
-            Err(_) => Err(failure(&format_args!("did not exit within {limit:?}")).with_transience(true)),
+            Err(_) => {
+                let late = format_args!("did not exit within {limit:?}");
+                Err(self.failure(action, id, &late).with_transience(true))
+            }
         }
     }
 
@@ -316,7 +334,16 @@ impl Launcher {
     /// Removes the socket of a shim that was cut off before it was written down in the bundle: the socket's name is a
     /// hash of what the shim was started with.
     pub(crate) async fn remove_socket(&self, id: &str) {
-        let Self { binary: _, runtime: _, namespace, address, events: _, start_inputs: _, family: _ } = self;
+        let Self {
+            binary: _,
+            runtime: _,
+            namespace,
+            address,
+            events: _,
+            start_inputs: _,
+            family: _,
+            cgroups: _,
+        } = self;
         let socket = socket::path(address, namespace, id);
         blocking::run(move || drop(std::fs::remove_file(socket))).await;
     }
@@ -356,6 +383,7 @@ pub(super) mod tests {
             events: EventSocket::of(state),
             start_inputs: StartInputs::default(),
             family: Family::Runc,
+            cgroups: Cgroups::default,
         }
     }
 

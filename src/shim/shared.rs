@@ -44,8 +44,16 @@ pub(crate) struct ShareKey {
 impl ShareKey {
     /// Blocking: not for an async thread.
     pub(crate) fn new(launcher: &Launcher, group: String, oom_score: Option<i32>) -> Self {
-        let Launcher { binary, runtime: _, namespace, address, events: _, start_inputs: _, family: _ } =
-            launcher;
+        let Launcher {
+            binary,
+            runtime: _,
+            namespace,
+            address,
+            events: _,
+            start_inputs: _,
+            family: _,
+            cgroups: _,
+        } = launcher;
         let (binary, namespace, address) = (binary.clone(), namespace.clone(), address.clone());
         Self { group, file: FileId::of(&binary), binary, namespace, address, oom_score }
     }

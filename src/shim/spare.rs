@@ -157,8 +157,16 @@ impl Spare {
 
     /// Returns whether this is a shim such as the launcher launches, with what is needed of it.
     pub(crate) fn is_by(&self, launcher: &Launcher, needs: Holds) -> bool {
-        let Launcher { binary, runtime: _, namespace, address, events: _, start_inputs: _, family } =
-            launcher;
+        let Launcher {
+            binary,
+            runtime: _,
+            namespace,
+            address,
+            events: _,
+            start_inputs: _,
+            family,
+            cgroups: _,
+        } = launcher;
         let own = &self.place.launcher;
         let is_same =
             (binary, namespace, address, family) == (&own.binary, &own.namespace, &own.address, &own.family);

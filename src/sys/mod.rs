@@ -3,6 +3,7 @@
 
 pub(crate) mod async_fd;
 pub(crate) mod blocking;
+pub(crate) mod cgroup_spawn;
 pub(crate) mod error_chain;
 pub(crate) mod host_files;
 pub(crate) mod host_path;

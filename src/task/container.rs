@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 
 use super::Settings;
 use super::attempt::Attempt;
+use crate::cgroup;
 use crate::cni::Cni;
 use crate::containerd::Containerd;
 use crate::shim::{Bundle, Family, Launcher, Shim};
@@ -59,6 +60,7 @@ impl ContainerHandles {
                 address: shim_address(state_dir),
                 events: settings.events.clone(),
                 start_inputs: settings.start_inputs.clone(),
+                cgroups: cgroup::of_shims,
             },
             containerd: settings.containerd.counted(),
             cni: Arc::clone(&settings.cni),

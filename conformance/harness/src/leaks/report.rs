@@ -155,7 +155,7 @@ fn runc_states(root: &Path) -> Vec<PathBuf> {
     children(root).iter().flat_map(|namespace| children(namespace)).filter(is_container).collect()
 }
 
-/// The cgroups above those of tasks, which a client makes once and never removes.
+/// The cgroups above those of tasks, which a client makes once and never removes, and the driver's for its shims.
 pub struct CgroupRoots {
     before: Vec<PathBuf>,
 }
@@ -168,9 +168,11 @@ impl CgroupRoots {
             [
                 "nomad/share",
                 "nomad/reserve",
+                "nomad/shims.slice",
                 "nomad",
                 "nomad.slice/share.slice",
                 "nomad.slice/reserve.slice",
+                "nomad.slice/shims.slice",
                 "nomad.slice",
                 // Cgroups of the benchmark's containers, named by containerd and the runtimes.
                 "measure/runc",

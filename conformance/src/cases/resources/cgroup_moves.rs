@@ -1,8 +1,8 @@
 //! Moves of processes between cgroups, for which the kernel waits for all CPUs unless it has just done so. Beside cgroup v1
 //! the plugin sees to that during a start and an exec, moves nothing by it, and does nothing when it is idle. On v2 it takes
 //! part in no move.
+//! Shims are not moved, but started in a cgroup of their own.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,13 +12,16 @@ use harness::context::CaseContext;
 use harness::host::Plugin;
 use harness::host::cgroup::is_v2;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use serde_json::json;
 
 use crate::case::skip;
-use crate::cases::support::{cases, ensure_eq};
+use crate::cases::support::resource_usage::shim_of;
+use crate::cases::support::{cases, ensure_eq, spares};
 
 cases!["cgroup moves":
     a_start_and_an_exec_open_the_window_and_an_idle_plugin_does_not,
     on_version_2_no_thread_of_the_plugin_waits_for_a_move,
+    shims_and_spares_are_in_the_cgroup_of_the_shims,
 ];
 
 /// The thread of the plugin that keeps the window open.
@@ -44,11 +47,14 @@ fn work(plugin: &Plugin) -> Result<(u64, u64)> {
     Ok((0, 0))
 }
 
-/// Returns the cgroups of a plugin's threads.
-fn cgroups(plugin: &Plugin) -> Result<BTreeSet<String>> {
-    let threads = fs::read_dir(format!("/proc/{}/task", plugin.pid()))?;
-    // One may have ended by now.
-    Ok(threads.flatten().filter_map(|thread| fs::read_to_string(thread.path().join("cgroup")).ok()).collect())
+/// Returns the cgroups of the window's thread, and of the plugin.
+fn places(plugin: &Plugin) -> Result<[String; 2]> {
+    let process = format!("/proc/{}", plugin.pid());
+    let threads = fs::read_dir(format!("{process}/task"))?.flatten().map(|thread| thread.path());
+    let is_it =
+        |thread: &PathBuf| fs::read_to_string(thread.join("comm")).is_ok_and(|name| name.trim() == THREAD);
+    let thread = threads.into_iter().find(is_it).context("no such thread")?;
+    Ok([fs::read_to_string(thread.join("cgroup"))?, fs::read_to_string(format!("{process}/cgroup"))?])
 }
 
 /// Returns whether version 2 is beside version 1, and moves of the latter wait.
@@ -80,7 +86,7 @@ async fn a_start_and_an_exec_open_the_window_and_an_idle_plugin_does_not(
     if !has_window()? {
         return skip("there are not both versions of cgroups here, or no move waits");
     }
-    let places = cgroups(plugin)?;
+    let before = fs::read_to_string(format!("/proc/{}/cgroup", plugin.pid()))?;
     let at_first = idle(plugin).await?;
     let task = case.run(plugin, &case.shell("sleep 600")).await?;
     let after_start = idle(plugin).await?;
@@ -89,8 +95,7 @@ async fn a_start_and_an_exec_open_the_window_and_an_idle_plugin_does_not(
     let after_exec = idle(plugin).await?;
     ensure!(after_exec.0 > after_start.0, "nothing was written during an exec");
     task.end(plugin).await?;
-    let strange: Vec<_> = cgroups(plugin)?.difference(&places).cloned().collect();
-    ensure!(strange.is_empty(), "threads of the plugin were moved from {places:?} to {strange:?}");
+    ensure_eq!(places(plugin)?, [before.clone(), before]);
     Ok(())
 }
 
@@ -193,5 +198,43 @@ async fn on_version_2_no_thread_of_the_plugin_waits_for_a_move(
     let waiting: Vec<_> = takers.iter().filter(|taker| threads.contains(taker)).collect();
     println!("  a start and three execs: {} moves, of the plugin's {}", takers.len(), waiting.len());
     ensure!(waiting.is_empty(), "threads of the plugin have moved something: {waiting:?}");
+    Ok(())
+}
+
+/// Asserts that a process is in the shims' cgroup of each hierarchy in which they have one.
+fn is_among_shims(pid: i32) -> Result<()> {
+    let listed = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+    let mut seen = 0;
+    for (name, path) in listed.lines().filter_map(|line| line.split_once(':')?.1.split_once(':')) {
+        let own = match name {
+            "" if is_v2() => "/nomad.slice/shims.slice",
+            "" if Path::new("/sys/fs/cgroup/unified/cgroup.controllers").exists() => "/nomad/shims.slice",
+            "name=systemd" | "memory" | "pids" => "/nomad/shims.slice",
+            _ => continue,
+        };
+        ensure!(path == own, "process {pid} is in {path} of {name:?}, not in {own}");
+        seen += 1;
+    }
+    ensure!(seen > 0, "process {pid} is in none of {listed}");
+    Ok(())
+}
+
+async fn shims_and_spares_are_in_the_cgroup_of_the_shims(case: &CaseContext) -> Result<()> {
+    for kept in [0, spares::KEPT] {
+        let mut options = case.options();
+        options["spare_shims"] = json!(kept);
+        let mut plugin = case.plugin_as(&case.launch(), &options).await?;
+        if kept > 0 {
+            for spare in spares::all_there(case).await? {
+                is_among_shims(spare)?;
+            }
+        }
+        let task = case.run(&plugin, &case.shell("sleep 600")).await?;
+        is_among_shims(shim_of(&plugin, &task).await?.as_raw())?;
+        let listed = fs::read_to_string(format!("/proc/{}/cgroup", plugin.pid()))?;
+        ensure!(!listed.contains("shims.slice"), "the plugin is among the shims: {listed}");
+        task.end(&plugin).await?;
+        plugin.shut_down().await?;
+    }
     Ok(())
 }

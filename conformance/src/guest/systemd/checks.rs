@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
-use harness::agent::{Allocation, DRIVER, SOON};
+use harness::agent::DRIVER;
 use harness::fixture::process::output_of;
 use harness::processes;
 use nix::sys::signal::{Signal, kill};
@@ -16,6 +16,9 @@ use super::units::{AGENT, CONTAINERD, change_agent, main_process, property, syst
 use crate::demo::{self, StepPrinter};
 use crate::e2e::support::still_works;
 
+/// The cgroup of the shims.
+const SHIMS: &str = "/nomad.slice/shims.slice";
+
 pub type Check = (&'static str, Box<dyn Fn(&mut Site) -> Result<()> + Send>);
 
 /// Returns all checks but the reboot, which comes before them.
@@ -25,14 +28,18 @@ pub fn all() -> Vec<Check> {
         ("main job: statistics, an exec and a signal", Box::new(calls_succeed)),
         ("agent: with KillMode=process a task goes on over its restart", Box::new(restarted_process)),
         (
-            "agent: with KillMode=control-group a task is started anew, and nothing of the first is left",
+            "agent: with KillMode=control-group a task goes on over its restart",
             Box::new(restarted_control_group),
+        ),
+        (
+            "agent: with KillMode=control-group a task outlives the stop of the unit, which has no memory of its shim's",
+            Box::new(stopped_control_group),
         ),
         ("containerd: a task goes on over its restart", Box::new(containerd_restarted)),
         ("plugin: a task goes on when it is killed", Box::new(plugin_killed)),
-        ("cgroups: a task is in nomad.slice, its shim in the agent's unit", Box::new(usual_cgroups)),
+        ("cgroups: a task is in nomad.slice, its shim in the slice of the shims", Box::new(usual_cgroups)),
         (
-            "cgroups: a unit with Delegate=yes has the shim; the task and its limits stay in nomad.slice",
+            "cgroups: with Delegate=yes the task, its limits and its shim stay in nomad.slice",
             Box::new(delegated),
         ),
         ("oom: under runc the shim alone is protected", Box::new(|site| scores(site, "", -998))),
@@ -78,14 +85,40 @@ fn restarted_control_group(site: &mut Site) -> Result<()> {
     let (id, pid) = site.start("agent-killed", "")?;
     let shim = processes::parent(pid)?;
     site.restart_agent()?;
-    ensure!(!processes::alive(shim), "the shim has outlived the agent's unit");
-    let again = |allocation: &Allocation| allocation.task("main").count("Started") == 2;
-    let allocation = site.client.allocation_until(&id, "second start", SOON, again)?;
-    ensure!(allocation.task("main").count("Failed Restoring Task") == 1, "{}", allocation.summary());
-    ensure!(!processes::alive(pid), "the first process runs on");
-    let second = site.client.pid(&id)?;
-    println!("  shim {shim} and process {pid} are gone with the unit; the task is now {second}");
-    Ok(())
+    ensure!(processes::parent(pid)? == shim, "the task has another shim");
+    let allocation = site.client.allocation(&id)?;
+    ensure!(allocation.task("main").count("Started") == 1, "{}", allocation.summary());
+    still_works(&site.client, &id, pid)
+}
+
+/// The unit's processes are all that systemd would end, and its memory all that it would limit.
+fn stopped_control_group(site: &mut Site) -> Result<()> {
+    change_agent("KillMode=control-group")?;
+    site.restart_agent()?;
+    let (id, pid) = site.start("agent-stopped", "")?;
+    let shim = processes::parent(pid)?;
+    let unit = fs::read_to_string(format!("/sys/fs/cgroup/system.slice/{AGENT}/cgroup.procs"))?;
+    ensure!(!unit.lines().any(|line| line == shim.to_string()), "the shim is in the unit: {unit}");
+    let memory = fs::read_to_string(format!("/sys/fs/cgroup{SHIMS}/memory.current"))?;
+    let resident = memory_of(shim)?;
+    ensure!(
+        memory.trim().parse::<u64>()? >= resident,
+        "of {resident} bytes of the shim {memory} are in its cgroup"
+    );
+    systemctl(&["stop", AGENT])?;
+    ensure!(processes::alive(shim) && processes::alive(pid), "the task has ended with the unit");
+    systemctl(&["start", AGENT])?;
+    site.wait_ready()?;
+    ensure!(processes::parent(pid)? == shim, "the task has another shim");
+    println!("  shim {shim} has {resident} bytes of its own, its cgroup {}", memory.trim());
+    still_works(&site.client, &id, pid)
+}
+
+/// Returns the anonymous memory of a process in bytes, which is charged to the cgroup that it was in when it took it.
+fn memory_of(pid: i32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).context("no RssAnon")?;
+    Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
 }
 
 fn containerd_restarted(site: &mut Site) -> Result<()> {
@@ -117,7 +150,7 @@ fn usual_cgroups(site: &mut Site) -> Result<()> {
     let task = cgroup(pid)?;
     ensure!(task == format!("/nomad.slice/share.slice/{id}.main.scope"), "the task is in {task}");
     let shim = cgroup(processes::parent(pid)?)?;
-    ensure!(shim == format!("/system.slice/{AGENT}"), "the shim is in {shim}");
+    ensure!(shim == SHIMS, "the shim is in {shim}");
     still_works(&site.client, &id, pid)
 }
 
@@ -130,7 +163,7 @@ fn delegated(site: &mut Site) -> Result<()> {
     let task = cgroup(pid)?;
     ensure!(task == format!("/nomad.slice/share.slice/{id}.main.scope"), "the task is in {task}");
     let shim = cgroup(processes::parent(pid)?)?;
-    ensure!(shim == format!("/system.slice/{AGENT}/agent"), "the shim is in {shim}");
+    ensure!(shim == SHIMS, "the shim is in {shim}");
     systemctl(&["daemon-reload"])?;
     site.restart_agent()?;
     let limit = fs::read_to_string(format!("/sys/fs/cgroup{task}/memory.max"))?;

@@ -21,6 +21,8 @@ const LINKS: &str = "/sys/class/net";
 /// Directories in which CNI plugins and their callers keep addresses and results, by convention.
 const ADDRESSES: &str = "/var/lib/cni/networks";
 const RECORDS: [&str; 2] = ["/var/lib/cni", "/run/cni"];
+/// Name of the cgroup of the shims, which comes with the first one and stays. The shims themselves are counted.
+const SHIMS: &str = "shims.slice";
 /// Part of any shim's command line.
 const SHIM: &str = "containerd-shim";
 
@@ -33,7 +35,11 @@ pub fn take(state_dirs: &[PathBuf], pids: &[i32]) -> Result<Census> {
     census.add("mount", shown(mounts_under(Path::new("/"))));
     census.add("network namespace", network_namespaces());
     census.add("link", children(Path::new(LINKS)).iter().map(|link| name(link)));
-    census.add("cgroup", shown(directories(Path::new(CGROUPS))));
+    let is_lasting = |group: &PathBuf| group.ends_with(SHIMS);
+    census.add(
+        "cgroup",
+        shown(directories(Path::new(CGROUPS)).into_iter().filter(|group| !is_lasting(group)).collect()),
+    );
     census.add("socket", bound_sockets());
     census.add("shim", shims());
     census.add("address in use", shown(leases(Path::new(ADDRESSES))));
