@@ -97,7 +97,23 @@ pub(crate) struct Launcher {
     pub cgroups: fn() -> Cgroups,
 }
 
+/// What tells the shims of one launcher from those of another.
+#[derive(PartialEq, Eq)]
+pub(super) struct LaunchKind<'a> {
+    pub binary: &'a Path,
+    pub namespace: &'a str,
+    pub address: &'a str,
+    pub family: Family,
+}
+
 impl Launcher {
+    pub(super) fn kind(&self) -> LaunchKind<'_> {
+        // A new part is of the kind, or makes no difference to a shim that runs.
+        let Self { binary, runtime: _, namespace, address, events: _, start_inputs: _, family, cgroups: _ } =
+            self;
+        LaunchKind { binary, namespace, address, family: *family }
+    }
+
     /// Starts a shim for the bundle and returns where it listens. The shim holds the descriptors in `inherited` open
     /// until it ends; it knows nothing of them, and its runtime closes them in containers.
     ///
@@ -334,16 +350,7 @@ impl Launcher {
     /// Removes the socket of a shim that was cut off before it was written down in the bundle: the socket's name is a
     /// hash of what the shim was started with.
     pub(crate) async fn remove_socket(&self, id: &str) {
-        let Self {
-            binary: _,
-            runtime: _,
-            namespace,
-            address,
-            events: _,
-            start_inputs: _,
-            family: _,
-            cgroups: _,
-        } = self;
+        let LaunchKind { namespace, address, .. } = self.kind();
         let socket = socket::path(address, namespace, id);
         blocking::run(move || drop(std::fs::remove_file(socket))).await;
     }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::launch::LaunchKind;
 use super::processes::{SHARED_PREFIX, blocking, end_removed_below};
 use super::spare::Place;
 use super::start_inputs::FileId;
@@ -44,17 +45,8 @@ pub(crate) struct ShareKey {
 impl ShareKey {
     /// Blocking: not for an async thread.
     pub(crate) fn new(launcher: &Launcher, group: String, oom_score: Option<i32>) -> Self {
-        let Launcher {
-            binary,
-            runtime: _,
-            namespace,
-            address,
-            events: _,
-            start_inputs: _,
-            family: _,
-            cgroups: _,
-        } = launcher;
-        let (binary, namespace, address) = (binary.clone(), namespace.clone(), address.clone());
+        let LaunchKind { binary, namespace, address, family: _ } = launcher.kind();
+        let (binary, namespace, address) = (binary.to_owned(), namespace.to_owned(), address.to_owned());
         Self { group, file: FileId::of(&binary), binary, namespace, address, oom_score }
     }
 

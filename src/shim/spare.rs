@@ -157,19 +157,7 @@ impl Spare {
 
     /// Returns whether this is a shim such as the launcher launches, with what is needed of it.
     pub(crate) fn is_by(&self, launcher: &Launcher, needs: Holds) -> bool {
-        let Launcher {
-            binary,
-            runtime: _,
-            namespace,
-            address,
-            events: _,
-            start_inputs: _,
-            family,
-            cgroups: _,
-        } = launcher;
-        let own = &self.place.launcher;
-        let is_same =
-            (binary, namespace, address, family) == (&own.binary, &own.namespace, &own.address, &own.family);
+        let is_same = self.place.launcher.kind() == launcher.kind();
         is_same && (self.holds == needs || needs == Holds::Nothing)
     }
 

@@ -21,6 +21,7 @@ mod auto_runtime;
 mod claim;
 mod container;
 mod dockerd;
+mod end_by_shim;
 mod ending;
 mod error;
 mod events;

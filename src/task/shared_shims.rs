@@ -16,8 +16,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::container::ContainerHandles;
+use super::end_by_shim::end_in;
 use super::spares::Spares;
-use super::teardown::end_in;
 use super::{Settings, Tasks, error as task};
 use crate::config::DriverName;
 use crate::shim::{

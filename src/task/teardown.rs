@@ -11,16 +11,15 @@ use nix::sys::signal::Signal;
 
 use super::attempt::Attempt;
 use super::container::{self, ContainerHandles};
+use super::end_by_shim::{KILLED, may_run};
 use super::error::{Error, Result};
 use super::slot::{AtDestroy, Occupant};
 use super::start::check_not_filled;
 use super::timeline::{Call, Timeline};
 use super::{RemovalGuard, Settings, Slot, Tasks};
-use crate::shim::{self, Bundle, Connection, SharedPlace, Shim, State, wait_pending};
+use crate::shim::{self, Bundle, Connection, SharedPlace, Shim, wait_pending};
 use crate::sys::error_chain::Chained;
 
-/// Maximum time that a killed container may take to exit.
-const KILLED: Duration = Duration::from_secs(10);
 /// Number of times that a shim is asked that is busy with another container, each of which takes ten seconds.
 const ASKS_BUSY_SHIM: usize = 6;
 /// Maximum time that a shim may take to exit when it was told to.
@@ -160,26 +159,6 @@ impl Tasks {
         slots.insert(container_id.to_owned(), Slot::Removing);
         Ok(Some((container, RemovalGuard { tasks: Arc::clone(self), container_id: container_id.to_owned() })))
     }
-}
-
-/// Returns whether a container in this state has to be killed before its shim can delete it.
-pub(super) fn may_run(state: State) -> bool {
-    match state {
-        State::Created | State::Running => true,
-        State::Stopped => false,
-    }
-}
-
-/// Kills a container and has its shim remove it.
-pub(super) async fn end_in(shim: &Shim, id: &str) -> std::result::Result<(), shim::Error> {
-    let connection = Connection::open(&shim.bootstrap, id).await?;
-    if may_run(connection.state().await?) {
-        let ended = wait_pending(&connection, "").await;
-        // Its cgroup may be another attempt's by now. The others of a container's processes end with the first.
-        connection.kill(Signal::SIGKILL as i32, false).await?;
-        let _ = tokio::time::timeout(KILLED, ended).await;
-    }
-    connection.delete().await
 }
 
 /// Changes a bundle on another thread: a disk may take its time, and the kernel waits for all processors for an

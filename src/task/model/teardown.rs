@@ -6,8 +6,8 @@ use super::host::{Container, Process, Shim};
 use super::phases::Teardown;
 use super::world::{Slot, World};
 use crate::shim::State;
+use crate::task::end_by_shim::may_run;
 use crate::task::ending::{Outcome, Remaining, outcome};
-use crate::task::teardown::may_run;
 
 /// The continuation after a step of a teardown.
 pub(super) enum After {

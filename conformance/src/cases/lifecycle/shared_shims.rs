@@ -16,6 +16,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
+use crate::cases::support::copied_shim::CopiedShim;
 use crate::cases::support::driver_logs::output;
 use crate::cases::support::resource_usage::shim_of;
 use crate::cases::support::scripted::{Scripted, runc};
@@ -447,22 +448,13 @@ async fn one_without_tasks_is_ended_by_the_next_plugin(case: &CaseContext) -> Re
 }
 
 async fn one_of_a_shim_that_was_replaced_gets_no_more_tasks(case: &CaseContext) -> Result<()> {
-    let copy = case.directory().join("containerd-shim-copied");
-    let replace = || -> Result<()> {
-        let new = copy.with_extension("new");
-        fs::copy(case.programs().shim(), &new)?;
-        Ok(fs::rename(&new, &copy)?)
-    };
-    fs::create_dir_all(case.directory())?;
-    replace()?;
-    let runtime = copy.display().to_string();
-    let mut options = case.options_with(&runtime);
-    options["containerd_runtime"] = json!(runtime);
+    let copied = CopiedShim::new(case)?;
+    let mut options = copied.options();
     options["shim_sharing"] = json!("node");
     let mut plugin = case.plugin_as(&case.launch(), &options).await?;
     let first = case.run(&plugin, &case.shell("sleep 600")).await?;
     let shim = pid_of_shim(&plugin, &first).await?;
-    replace()?;
+    copied.replace()?;
     let second = case.run(&plugin, &case.shell("sleep 600")).await?;
     let next = pid_of_shim(&plugin, &second).await?;
     ensure!(next != shim, "a new task has the earlier shim {shim}");

@@ -15,6 +15,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 
+use crate::cases::support::copied_shim::CopiedShim;
 use crate::cases::support::driver_logs::{collecting, output};
 use crate::cases::support::resource_usage::shim_of;
 use crate::cases::support::spares::{all as spares, all_there, directory};
@@ -246,20 +247,11 @@ async fn none_is_launched_where_the_operator_wants_none(case: &CaseContext) -> R
 }
 
 async fn one_of_a_shim_that_was_replaced_is_not_taken(case: &CaseContext) -> Result<()> {
-    let copy = case.directory().join("containerd-shim-copied");
-    let replace = || -> Result<()> {
-        let new = copy.with_extension("new");
-        fs::copy(case.programs().shim(), &new)?;
-        Ok(fs::rename(&new, &copy)?)
-    };
-    fs::create_dir_all(case.directory())?;
-    replace()?;
-    let runtime = copy.display().to_string();
-    let mut options = case.options_with(&runtime);
-    options["containerd_runtime"] = json!(runtime);
+    let copied = CopiedShim::new(case)?;
+    let options = copied.options();
     let mut plugin = case.plugin_as(&case.launch(), &options).await?;
     let before = all_there(case).await?;
-    replace()?;
+    copied.replace()?;
     let task = case.run(&plugin, &case.shell("sleep 600")).await?;
     let shim = shim_of(&plugin, &task).await?.as_raw();
     ensure!(!before.contains(&shim), "the task has the earlier shim {shim}");

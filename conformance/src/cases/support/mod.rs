@@ -3,6 +3,7 @@
 pub mod call_recorder;
 pub mod cni_plugins;
 pub mod commands;
+pub mod copied_shim;
 pub mod descriptors;
 pub mod driver_logs;
 pub mod fingerprint;
