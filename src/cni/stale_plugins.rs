@@ -190,7 +190,7 @@ fn has_task_cgroup(cgroups: &str) -> bool {
     let paths = cgroups.lines().filter_map(|line| line.splitn(3, ':').nth(2));
     paths.into_iter().any(|path| {
         let is_below = |parent: &str| path.split_once(parent).is_some_and(|(_, below)| !below.is_empty());
-        path.starts_with("/nomad/")
+        (path.starts_with("/nomad/") && path != "/nomad/shims.slice")
             || is_below("nomad.slice/share.slice/")
             || is_below("nomad.slice/reserve.slice/")
     })
@@ -218,9 +218,12 @@ mod tests {
         ] {
             assert!(has_task_cgroup(of_task), "{of_task}");
         }
-        for other in
-            ["", "0::/system.slice/nomad.service\n", "0::/nomad.slice/nomad.service\n", "4:freezer:/\n"]
-        {
+        for other in [
+            "",
+            "0::/system.slice/nomad.service\n",
+            "0::/nomad.slice/shims.slice\n",
+            "4:memory:/nomad/shims.slice\n",
+        ] {
             assert!(!has_task_cgroup(other), "{other}");
         }
     }

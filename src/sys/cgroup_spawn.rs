@@ -10,7 +10,7 @@
 
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read as _};
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
@@ -21,6 +21,7 @@ use std::process::{Command, ExitStatus};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc::{self, c_char, c_int};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use rustix::fs::XattrFlags;
 
 /// Flags of clone3(2) that the libc crate has in a type too small for them.
 const CLONE_PIDFD: u64 = 0x1000;
@@ -81,7 +82,7 @@ struct Prepared {
 /// that could not be made or entered. Blocking: not for an async thread.
 ///
 /// # Errors
-/// If no thread can be made; the work is not done then.
+/// If no thread can be made, or memory or descriptors are short; the work is not done then.
 pub(crate) fn within<T: Send>(
     v1: &[PathBuf],
     work: impl FnOnce(Vec<io::Error>) -> T + Send,
@@ -90,16 +91,35 @@ pub(crate) fn within<T: Send>(
         return Ok(work(Vec::new()));
     }
     let enter = |directory: &PathBuf| {
-        std::fs::create_dir_all(directory)
-            .and_then(|()| std::fs::write(directory.join("tasks"), "0"))
-            .map_err(|error| naming(directory, &error))
+        once_more(|| {
+            std::fs::create_dir_all(directory)?;
+            std::fs::write(directory.join("tasks"), "0")
+        })
     };
     // A thread of its own, since it can't leave them.
     std::thread::scope(|scope| {
-        let run = || work(v1.iter().filter_map(|directory| enter(directory).err()).collect());
+        let run = || {
+            let mut failures = Vec::new();
+            for directory in v1 {
+                match enter(directory) {
+                    Ok(()) => {}
+                    Err(error) if is_short(&error) => return Err(error),
+                    Err(error) => failures.push(naming("enter", directory, &error)),
+                }
+            }
+            Ok(work(failures))
+        };
         let thread = std::thread::Builder::new().name("shim-start".to_owned()).spawn_scoped(scope, run)?;
-        Ok(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
+}
+
+/// Does what is done with a cgroup, and does it again if somebody removes the empty cgroup meanwhile.
+fn once_more<T>(work: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    let is_gone = |error: &io::Error| {
+        error.raw_os_error().is_some_and(|code| [libc::ENOENT, libc::ENODEV].contains(&code))
+    };
+    work().or_else(|error| if is_gone(&error) { work() } else { Err(error) })
 }
 
 /// Starts a command in a cgroup of v2, as the leader of its process group. Of the command count the program, which is an
@@ -109,16 +129,31 @@ pub(crate) fn within<T: Send>(
 /// # Errors
 /// Says whether it is for the cgroup; nothing runs then.
 pub(crate) fn spawn(command: &Command, files: &[(OwnedFd, RawFd)], v2: &Path) -> Result<Spawned, Failure> {
-    let of_cgroup = |error: io::Error| match is_short(&error) {
-        true => Failure::Command(error),
-        false => Failure::Cgroup(naming(v2, &error)),
+    let open = || {
+        if !v2.exists() {
+            std::fs::create_dir_all(v2)?;
+            // A daemon that ends cgroups for want of memory would take all shims at once, and each task with its own.
+            let _ = rustix::fs::setxattr(v2, "user.oomd_avoid", b"1", XattrFlags::empty());
+        }
+        File::open(v2)
     };
-    std::fs::create_dir_all(v2).map_err(of_cgroup)?;
-    let cgroup = File::open(v2).map_err(of_cgroup)?;
-    spawn_with(command, files, Some(cgroup)).map_err(|failure| match failure {
-        Failure::Cgroup(error) => Failure::Cgroup(naming(v2, &error)),
-        Failure::Command(error) => Failure::Command(error),
-    })
+    let mut is_gone = false;
+    loop {
+        let cgroup = once_more(open).map_err(|error| match is_short(&error) {
+            true => Failure::Command(error),
+            false => Failure::Cgroup(naming("open", v2, &error)),
+        })?;
+        match spawn_with(command, files, Some(cgroup)) {
+            Err(Failure::Cgroup(error)) if error.raw_os_error() == Some(libc::ENODEV) && !is_gone => {
+                is_gone = true;
+            }
+            Err(Failure::Cgroup(error)) => {
+                let step = "make a process by clone3, which takes Linux 5.7 and no filter of it, in";
+                return Err(Failure::Cgroup(naming(step, v2, &error)));
+            }
+            spawned => return spawned,
+        }
+    }
 }
 
 /// Why a child was not started.
@@ -130,9 +165,9 @@ pub(crate) enum Failure {
     Command(io::Error),
 }
 
-/// Returns whether memory or descriptors are short, which is nothing of the cgroup's.
+/// Returns whether memory, descriptors or processes are short, which is nothing of the cgroup's.
 fn is_short(error: &io::Error) -> bool {
-    let short = [libc::ENOMEM, libc::EMFILE, libc::ENFILE];
+    let short = [libc::ENOMEM, libc::EMFILE, libc::ENFILE, libc::EINTR, libc::EAGAIN];
     error.raw_os_error().is_some_and(|code| short.contains(&code))
 }
 
@@ -142,8 +177,8 @@ impl From<io::Error> for Failure {
     }
 }
 
-fn naming(directory: &Path, error: &io::Error) -> io::Error {
-    io::Error::new(error.kind(), format!("{}: {error}", directory.display()))
+fn naming(step: &str, directory: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{step} {}: {error}", directory.display()))
 }
 
 /// Starts a command in a cgroup, or in that of this thread.
@@ -191,8 +226,7 @@ fn spawn_with(
     drop(writer);
     let is_placed = prepared.cgroup.is_some();
     let spawned = clone(&prepared).map_err(|error| {
-        let no_process = error.raw_os_error() == Some(libc::EAGAIN);
-        let is_for_cgroup = is_placed && !is_short(&error) && !no_process;
+        let is_for_cgroup = is_placed && !is_short(&error);
         if is_for_cgroup { Failure::Cgroup(error) } else { Failure::Command(error) }
     })?;
     drop(prepared);
@@ -210,15 +244,29 @@ fn spawn_with(
 /// # Errors
 /// If it is no child of this process, or was waited for.
 pub(crate) fn wait(pidfd: &impl AsFd) -> io::Result<ExitStatus> {
-    let status = loop {
-        match waitid(Id::PIDFd(pidfd.as_fd()), WaitPidFlag::WEXITED) {
-            Ok(WaitStatus::Exited(_, code)) => break (code & 0xff) << 8,
-            Ok(WaitStatus::Signaled(_, signal, dumped)) => break signal as i32 | i32::from(dumped) << 7,
-            Ok(_) | Err(nix::Error::EINTR) => {}
-            Err(error) => return Err(error.into()),
+    loop {
+        if let Some(status) = waited(pidfd, WaitPidFlag::WEXITED)? {
+            return Ok(status);
         }
+    }
+}
+
+/// Takes the exit status of a child that has ended; `None` of one that has not.
+///
+/// # Errors
+/// As [`wait`].
+pub(crate) fn try_wait(pidfd: &impl AsFd) -> io::Result<Option<ExitStatus>> {
+    waited(pidfd, WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG)
+}
+
+fn waited(pidfd: &impl AsFd, flags: WaitPidFlag) -> io::Result<Option<ExitStatus>> {
+    let status = match waitid(Id::PIDFd(pidfd.as_fd()), flags) {
+        Ok(WaitStatus::Exited(_, code)) => (code & 0xff) << 8,
+        Ok(WaitStatus::Signaled(_, signal, dumped)) => signal as i32 | i32::from(dumped) << 7,
+        Ok(_) | Err(nix::Error::EINTR) => return Ok(None),
+        Err(error) => return Err(error.into()),
     };
-    Ok(ExitStatus::from_raw(status))
+    Ok(Some(ExitStatus::from_raw(status)))
 }
 
 fn clone(prepared: &Prepared) -> io::Result<Spawned> {
@@ -279,6 +327,31 @@ pub(super) mod tests {
 
     pub(in crate::sys) fn spawn_here(command: &Command) -> Spawned {
         spawn_with(command, &[], None).unwrap()
+    }
+
+    #[test]
+    fn work_is_told_of_cgroups_that_can_t_be_had_and_not_done_for_want_of_descriptors() {
+        let directory = tempfile::tempdir().unwrap();
+        let (there, file) = (directory.path().join("there"), directory.path().join("file"));
+        std::fs::write(&file, "").unwrap();
+        let failures = within(&[there.clone(), file.join("below")], |failures| failures).unwrap();
+        assert_eq!(std::fs::read_to_string(there.join("tasks")).unwrap(), "0");
+        assert!(failures.len() == 1 && failures[0].to_string().contains("file/below"), "{failures:?}");
+        assert!(is_short(&io::Error::from_raw_os_error(libc::EMFILE)) && !is_short(&failures[0]));
+    }
+
+    #[test]
+    fn what_is_gone_is_tried_once_more() {
+        let tries = std::cell::Cell::new(0);
+        let of = |code: i32| {
+            tries.set(0);
+            let failed = once_more(|| -> io::Result<()> {
+                tries.set(tries.get() + 1);
+                Err(io::Error::from_raw_os_error(code))
+            });
+            (failed.is_err(), tries.get())
+        };
+        assert_eq!((of(libc::ENODEV), of(libc::EACCES)), ((true, 2), (true, 1)));
     }
 
     /// Runs a script with these files, in the cgroup of this test, and returns its exit status.

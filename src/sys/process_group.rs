@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 use std::process::ExitStatus;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use command_fds::{CommandFdExt, FdMapping};
 use nix::errno::Errno;
@@ -18,6 +19,9 @@ use tokio::runtime::Handle;
 use super::async_fd::KernelFd;
 use super::blocking;
 use super::cgroup_spawn::{self, Cgroups, Failure, Spawned};
+
+/// Pause before a child that seems to have ended is waited for again.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// A process group that is killed on drop, unless its leader has ended by itself.
 pub(crate) struct ProcessGroup {
@@ -70,9 +74,7 @@ impl Started {
         match self {
             Self::Usual(child) => child.wait().await,
             Self::InCgroups(child) => {
-                let pidfd = child.pidfd.as_ref().ok_or(Errno::ECHILD)?;
-                pidfd.wait().await;
-                let status = cgroup_spawn::wait(pidfd);
+                let status = end(child.pidfd.as_ref().ok_or(Errno::ECHILD)?).await;
                 child.pidfd = None;
                 status
             }
@@ -85,9 +87,19 @@ impl Drop for Kept {
         // Without a runtime the plugin is at its end.
         let (Some(pidfd), Ok(runtime)) = (self.pidfd.take(), Handle::try_current()) else { return };
         runtime.spawn(async move {
-            pidfd.wait().await;
-            let _ = cgroup_spawn::wait(&pidfd);
+            let _ = end(&pidfd).await;
         });
+    }
+}
+
+/// Waits for a child's end. It is told of one that can't be waited for yet, such as one that is traced.
+async fn end(pidfd: &KernelFd) -> io::Result<ExitStatus> {
+    loop {
+        pidfd.wait().await;
+        if let Some(status) = cgroup_spawn::try_wait(pidfd)? {
+            return Ok(status);
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
     }
 }
 
@@ -155,8 +167,8 @@ fn warn_of_cgroup(error: &io::Error) {
     if WARNED.lock().unwrap_or_else(PoisonError::into_inner).insert(error.to_string()) {
         tracing::warn!(
             %error,
-            "can't start a shim in a cgroup of its own; it is in that of the agent, and ends with the agent's unit if \
-             that has KillMode=control-group"
+            "can't start a shim in a cgroup of its own in each hierarchy: where not, its memory counts as the agent's, and \
+             with KillMode=control-group it may end with the agent's unit"
         );
     }
 }
@@ -206,7 +218,6 @@ impl Drop for ProcessGroup {
 #[cfg(test)]
 mod tests {
     use std::path::Path;
-    use std::time::Duration;
 
     use super::*;
 

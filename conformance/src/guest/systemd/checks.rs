@@ -99,26 +99,34 @@ fn stopped_control_group(site: &mut Site) -> Result<()> {
     let shim = processes::parent(pid)?;
     let unit = fs::read_to_string(format!("/sys/fs/cgroup/system.slice/{AGENT}/cgroup.procs"))?;
     ensure!(!unit.lines().any(|line| line == shim.to_string()), "the shim is in the unit: {unit}");
-    let memory = fs::read_to_string(format!("/sys/fs/cgroup{SHIMS}/memory.current"))?;
-    let resident = memory_of(shim)?;
-    ensure!(
-        memory.trim().parse::<u64>()? >= resident,
-        "of {resident} bytes of the shim {memory} are in its cgroup"
-    );
+    let (charged, resident) = memory_of_shims()?;
+    ensure!(charged >= resident, "of {resident} bytes of the shims {charged} are in their cgroup");
     systemctl(&["stop", AGENT])?;
     ensure!(processes::alive(shim) && processes::alive(pid), "the task has ended with the unit");
     systemctl(&["start", AGENT])?;
     site.wait_ready()?;
     ensure!(processes::parent(pid)? == shim, "the task has another shim");
-    println!("  shim {shim} has {resident} bytes of its own, its cgroup {}", memory.trim());
+    println!("  shims have {resident} bytes of their own, their cgroup {charged}");
     still_works(&site.client, &id, pid)
 }
 
-/// Returns the anonymous memory of a process in bytes, which is charged to the cgroup that it was in when it took it.
-fn memory_of(pid: i32) -> Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).context("no RssAnon")?;
-    Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
+/// Returns the anonymous memory in bytes that is charged to the shims' cgroup, and that of all shims: each has been charged
+/// to the cgroup that its owner was in then.
+fn memory_of_shims() -> Result<(u64, u64)> {
+    let of = |file: &str, key: &str| -> Result<u64> {
+        let text = fs::read_to_string(file)?;
+        let value = text
+            .lines()
+            .find_map(|line| line.strip_prefix(key))
+            .with_context(|| format!("no {key} in {file}"))?;
+        Ok(value.trim().trim_end_matches(" kB").parse::<u64>()?)
+    };
+    let directory = format!("/sys/fs/cgroup{SHIMS}");
+    let mut resident = 0;
+    for pid in fs::read_to_string(format!("{directory}/cgroup.procs"))?.lines() {
+        resident += of(&format!("/proc/{pid}/status"), "RssAnon:")? * 1024;
+    }
+    Ok((of(&format!("{directory}/memory.stat"), "anon ")?, resident))
 }
 
 fn containerd_restarted(site: &mut Site) -> Result<()> {
