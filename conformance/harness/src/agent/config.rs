@@ -62,6 +62,8 @@ pub struct Setup {
     pub plugin_options: String,
     /// More of the options in the block of the plugin `docker`.
     pub docker_options: String,
+    /// Whether this driver and docker's remove unused images.
+    pub image_gc: bool,
     /// Options of the plugin in its block `gc { dangling_containers { .. } }`.
     pub dangling_containers: &'static str,
     /// Nomad's name of the level from which on the agent logs.
@@ -298,6 +300,7 @@ plugin "containerd-driver" {{
       userns   = ["host"]
     }}
     gc {{
+      image = {image_gc}
       dangling_containers {{
         {dangling}
       }}
@@ -305,6 +308,7 @@ plugin "containerd-driver" {{
   }}
 }}
 "#,
+        image_gc = setup.image_gc,
         dangling = setup.dangling_containers,
         containerd_runtime = setup.containerd_runtime,
         oci_runtime = setup.oci_runtime,
@@ -352,7 +356,7 @@ plugin "docker" {{
   }}
 }}
 "#,
-        options = dockers_options(setup.dangling_containers, &setup.docker_options),
+        options = dockers_options(setup.dangling_containers, setup),
         containerd_runtime = setup.containerd_runtime,
         oci_runtime = setup.oci_runtime,
         socket = shown(&setup.containerd_socket),
@@ -379,18 +383,20 @@ plugin "docker" {{
 "#,
         socket = socket.display(),
         // Less than a minute is refused.
-        options = dockers_options(DANGLING_KEPT, &setup.docker_options),
+        options = dockers_options(DANGLING_KEPT, setup),
     )
 }
 
 /// Returns the options of docker's driver, whoever answers as it, by which jobs may have what they ask for.
-fn dockers_options(dangling: &str, more: &str) -> String {
+fn dockers_options(dangling: &str, setup: &Setup) -> String {
+    let (image_gc, more) = (setup.image_gc, &setup.docker_options);
     format!(
         r#"    allow_privileged = true
     volumes {{
       enabled = true
     }}
     gc {{
+      image = {image_gc}
       dangling_containers {{
         {dangling}
       }}

@@ -85,6 +85,7 @@ pub fn setup(environment: &TestEnvironment, mode: Mode, nomad: &Path, plugin: &P
         foreign_options: None,
         plugin_options: String::new(),
         docker_options: String::new(),
+        image_gc: true,
         dangling_containers: DANGLING_KEPT,
         log_level: DEBUG,
         variables: Vec::new(),

@@ -251,6 +251,7 @@ fn setup() -> Setup {
         foreign_options: None,
         plugin_options: String::new(),
         docker_options: String::new(),
+        image_gc: true,
         dangling_containers: config::DANGLING_KEPT,
         log_level: config::DEBUG,
         variables: Vec::new(),
