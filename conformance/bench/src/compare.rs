@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, bail, ensure};
 
 use super::growth;
-use super::report_data::{Key, Machine, Report, ScalePoint, Series};
+use super::report_data::{Key, Machine, PointKind, Report, ScalePoint, Series};
 use super::report_file;
 use super::statistics::{Distribution, Estimate, ratio, ratio_within_run};
 
@@ -193,18 +193,22 @@ fn is_looked_at(other_setup: &str, map: &[(String, String)]) -> bool {
 }
 
 /// Returns all series of a report: those of single calls, and those of runs with many tasks (`storm-start`,
-/// `storm-exec`, `storm-stop`).
+/// `storm-exec`, `storm-stop`, and the same with `flood`).
 pub(crate) fn all_series(report: &Report) -> Vec<Series> {
     let of_scale = growth::merged(&report.scale).into_iter().flat_map(|point| scale_series(&point));
     report.series.iter().cloned().chain(of_scale).collect()
 }
 
 fn scale_series(point: &ScalePoint) -> Vec<Series> {
+    let kind = match point.kind {
+        PointKind::Rest => "storm",
+        PointKind::Flood => "flood",
+    };
     let series = |call: &str, samples_ns: &[u64]| Series {
         key: Key {
             setup: point.setup.clone(),
             path: point.path.clone(),
-            call: call.to_owned(),
+            call: format!("{kind}-{call}"),
             concurrency: point.tasks,
             payload_bytes: 0,
             held: 0,
@@ -214,9 +218,9 @@ fn scale_series(point: &ScalePoint) -> Vec<Series> {
         cost: None,
     };
     let mut all = vec![
-        series("storm-start", &point.start_ns),
-        series("storm-exec", &point.exec_ns),
-        series("storm-stop", &point.stop_ns),
+        series("start", &point.start_ns),
+        series("exec", &point.exec_ns),
+        series("stop", &point.stop_ns),
     ];
     // All failures are put down to the starts: only a failure's text says whether it was a start, an exec or a stop.
     all[0].failures.clone_from(&point.failures);

@@ -17,35 +17,36 @@ pub(crate) struct PerTask {
     /// time of one task, since several starts run concurrently.
     pub(crate) start_ns: Option<f64>,
     pub(crate) stop_ns: Option<f64>,
-    pub(crate) steady_cpu_ns_per_second: u64,
-    pub(crate) memory_bytes: f64,
+    /// `None` where it wasn't measured, as `memory_bytes`.
+    pub(crate) steady_cpu_ns_per_second: Option<f64>,
+    pub(crate) memory_bytes: Option<f64>,
 }
 
 impl PerTask {
     pub(crate) fn of(point: &ScalePoint) -> Self {
         let share = |storm_ns: u64, answered: &[u64]| {
-            (!answered.is_empty()).then(|| storm_ns as f64 / answered.len() as f64)
+            (!answered.is_empty() && storm_ns > 0).then(|| storm_ns as f64 / answered.len() as f64)
         };
         Self {
             tasks: point.tasks,
             start_ns: share(point.start_storm_ns, &point.start_ns),
             stop_ns: share(point.stop_storm_ns, &point.stop_ns),
             steady_cpu_ns_per_second: sum(&point.steady_cpu_ns_per_task_second),
-            memory_bytes: sum(&point.memory_bytes) as f64 / f64::from(point.tasks.max(1)),
+            memory_bytes: sum(&point.memory_bytes).map(|bytes| bytes / f64::from(point.tasks.max(1))),
         }
     }
 }
 
-fn sum(parts: &BTreeMap<String, u64>) -> u64 {
-    parts.values().sum()
+fn sum(parts: &BTreeMap<String, u64>) -> Option<f64> {
+    (!parts.is_empty()).then(|| parts.values().sum::<u64>() as f64)
 }
 
-/// Merges the points of a setup and path that have the same number of tasks, one of each round: the medians of their
-/// values, and all of their samples and failures.
+/// Merges the points of a setup, path and kind that have the same number of tasks, one of each round: the medians of the
+/// values of those without a failure, and the samples and failures of all. Without such a point, there are no values.
 pub(crate) fn merged(points: &[ScalePoint]) -> Vec<ScalePoint> {
     let mut groups: Vec<Vec<&ScalePoint>> = Vec::new();
     for point in points {
-        let of = |point: &ScalePoint| (point.setup.clone(), point.path.clone(), point.tasks);
+        let of = |point: &ScalePoint| (point.setup.clone(), point.path.clone(), point.kind, point.tasks);
         match groups.iter_mut().find(|group| of(group[0]) == of(point)) {
             Some(group) => group.push(point),
             None => groups.push(vec![point]),
@@ -58,12 +59,13 @@ fn merged_group(group: &[&ScalePoint]) -> ScalePoint {
     let all = |samples: fn(&ScalePoint) -> &Vec<u64>| {
         group.iter().flat_map(|point| samples(point)).copied().collect::<Vec<_>>()
     };
+    let whole: Vec<&ScalePoint> = group.iter().copied().filter(|point| point.is_whole()).collect();
     let median = |values: Vec<u64>| Distribution::of(&values).percentile(0.5).unwrap_or_default();
-    let storm = |of: fn(&ScalePoint) -> u64| median(group.iter().map(|point| of(point)).collect());
+    let storm = |of: fn(&ScalePoint) -> u64| median(whole.iter().map(|point| of(point)).collect());
     let parts = |of: fn(&ScalePoint) -> &BTreeMap<String, u64>| {
-        let names: BTreeSet<&String> = group.iter().flat_map(|point| of(point).keys()).collect();
+        let names: BTreeSet<&String> = whole.iter().flat_map(|point| of(point).keys()).collect();
         let value =
-            |name: &String| median(group.iter().filter_map(|point| of(point).get(name).copied()).collect());
+            |name: &String| median(whole.iter().filter_map(|point| of(point).get(name).copied()).collect());
         names.into_iter().map(|name| (name.clone(), value(name))).collect()
     };
     ScalePoint {
@@ -80,7 +82,8 @@ fn merged_group(group: &[&ScalePoint]) -> ScalePoint {
     }
 }
 
-/// Groups points by setup and path, and sorts each group by the number of tasks.
+/// Groups points by setup and path, and sorts each group by the number of tasks. Of two kinds with as many, the one of
+/// tasks at rest is taken.
 pub(crate) fn lines<'a>(points: &[&'a ScalePoint]) -> Vec<Vec<&'a ScalePoint>> {
     let mut lines: Vec<Vec<&ScalePoint>> = Vec::new();
     for point in points {
@@ -91,7 +94,10 @@ pub(crate) fn lines<'a>(points: &[&'a ScalePoint]) -> Vec<Vec<&'a ScalePoint>> {
             None => lines.push(vec![point]),
         }
     }
-    lines.iter_mut().for_each(|line| line.sort_by_key(|point| point.tasks));
+    for line in &mut lines {
+        line.sort_by_key(|point| (point.tasks, point.kind));
+        line.dedup_by_key(|point| point.tasks);
+    }
     lines
 }
 
@@ -111,11 +117,12 @@ pub(crate) fn knee(line: &[PerTask]) -> Option<u32> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::report_data::Failure;
+    use crate::report_data::{Failure, PointKind};
 
     pub(crate) fn point(path: &str, tasks: u32, start_storm_ns: u64) -> ScalePoint {
         let all = vec![1_000_000; tasks as usize];
         ScalePoint {
+            kind: PointKind::Rest,
             setup: "here".to_owned(),
             path: path.to_owned(),
             tasks,
@@ -154,7 +161,7 @@ pub(crate) mod tests {
         failing.start_ns.clear();
         assert_eq!(PerTask::of(&failing).start_ns, None);
         let each = PerTask::of(&failing);
-        assert_eq!((each.steady_cpu_ns_per_second, each.memory_bytes), (42, 350.0));
+        assert_eq!((each.steady_cpu_ns_per_second, each.memory_bytes), (Some(42.0), Some(350.0)));
     }
 
     #[test]
@@ -164,8 +171,22 @@ pub(crate) mod tests {
         rounds[2].failures.push(Failure { turn: 2, error: "refused".to_owned() });
         let merged = merged(&[&rounds[..], &[point("plugin", 10, 7)]].concat());
         let [direct, plugin] = &*merged else { panic!("{merged:?}") };
-        assert_eq!((direct.start_storm_ns, direct.start_ns.len(), direct.failures.len()), (200, 30, 1));
+        assert_eq!((direct.start_storm_ns, direct.start_ns.len(), direct.failures.len()), (100, 30, 1));
         assert_eq!((direct.memory_bytes["shims"], plugin.start_storm_ns), (1000, 7));
+    }
+
+    #[test]
+    fn points_with_failures_have_no_figures_and_those_of_another_kind_are_apart() {
+        let mut failing = point("direct", 10, 300);
+        failing.failures.push(Failure { turn: 2, error: "refused".to_owned() });
+        let flood = ScalePoint { kind: PointKind::Flood, ..point("direct", 10, 5) };
+        let merged = merged(&[failing, flood]);
+        let [rest, flood] = &*merged else { panic!("{merged:?}") };
+        assert_eq!((rest.start_storm_ns, rest.failures.len(), flood.start_storm_ns), (0, 1, 5));
+        let each = PerTask::of(rest);
+        assert_eq!((each.start_ns, each.steady_cpu_ns_per_second, each.memory_bytes), (None, None, None));
+        let lines = lines(&merged.iter().collect::<Vec<_>>());
+        assert_eq!(lines[0].iter().map(|point| point.kind).collect::<Vec<_>>(), [PointKind::Rest]);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The data of a report, as it is written to and read from a file: series of samples, each with the conditions that it
 //! was taken under. Knows neither how a call is made nor how a figure is shown.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -52,6 +52,9 @@ pub(crate) struct Settings {
     pub(crate) warm_up: u32,
     /// Duration of the measured iterations, if that rather than their number ended the run.
     pub(crate) duration_ms: Option<u64>,
+    /// What else a run was: its arguments, its programs' hashes, and whatever else its figures depend on.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) details: BTreeMap<String, String>,
 }
 
 /// The key of a series: the conditions that its samples were taken under.
@@ -100,9 +103,22 @@ pub(crate) struct Cost {
     pub(crate) proportional_bytes: BTreeMap<String, u64>,
 }
 
+/// What many tasks are started for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum PointKind {
+    /// CPU time and memory while they run, besides their starts and stops.
+    #[default]
+    Rest,
+    /// Their starts and stops alone.
+    Flood,
+}
+
 /// The cost of this many concurrent tasks, by one path on one setup. A count may have several, one of each round.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ScalePoint {
+    #[serde(default)]
+    pub(crate) kind: PointKind,
     pub(crate) setup: String,
     pub(crate) path: String,
     pub(crate) tasks: u32,
@@ -123,6 +139,63 @@ pub(crate) struct ScalePoint {
     /// The part of it that no file has, by consumer. Empty where it wasn't measured.
     #[serde(default)]
     pub(crate) anonymous_bytes: BTreeMap<String, u64>,
+}
+
+impl ScalePoint {
+    /// Returns whether all of the tasks came up, ran and ended. The figures of any other point are of fewer tasks than they
+    /// are divided by.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.failures.is_empty()
+    }
+
+    /// Returns whether the point has CPU time and memory that count.
+    pub(crate) fn has_usage(&self) -> bool {
+        self.kind == PointKind::Rest && self.is_whole() && !self.memory_bytes.is_empty()
+    }
+
+    /// Returns the number of tasks that failed: each one once, and all of them where nothing was measured.
+    pub(crate) fn failed(&self) -> u32 {
+        let has_data = match self.kind {
+            PointKind::Rest => !self.memory_bytes.is_empty(),
+            PointKind::Flood => !self.start_ns.is_empty(),
+        };
+        let turns: BTreeSet<u32> = self.failures.iter().map(|failure| failure.turn).collect();
+        if has_data { u32::try_from(turns.len()).unwrap_or(u32::MAX) } else { self.tasks }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::growth::tests::point;
+
+    fn failure(turn: u32) -> Failure {
+        Failure { turn, error: "refused".to_owned() }
+    }
+
+    #[test]
+    fn a_point_without_data_counts_as_if_all_of_its_tasks_had_failed() {
+        let mut point = point("agent", 500, 7);
+        assert!(point.has_usage() && point.failed() == 0);
+        point.failures = vec![failure(3), failure(4), failure(3)];
+        assert_eq!(point.failed(), 2, "a task that failed twice is one");
+        assert!(!point.is_whole() && !point.has_usage());
+        point.memory_bytes.clear();
+        point.failures.truncate(1);
+        assert_eq!(point.failed(), 500);
+        point.failures.clear();
+        assert!(!point.has_usage());
+        let flood = ScalePoint { kind: PointKind::Flood, ..point };
+        assert_eq!(flood.failed(), 0);
+        assert_eq!(ScalePoint { start_ns: Vec::new(), ..flood }.failed(), 500);
+    }
+
+    #[test]
+    fn a_point_of_an_earlier_report_is_of_tasks_at_rest() {
+        let mut text = serde_json::to_value(point("agent", 5, 7)).unwrap();
+        text.as_object_mut().unwrap().remove("kind");
+        assert_eq!(serde_json::from_value::<ScalePoint>(text).unwrap().kind, PointKind::Rest);
+    }
 }
 
 /// The steps of a driver's starts, or of its teardowns, as the driver itself logs them: medians over the successful

@@ -97,6 +97,7 @@ pub(crate) fn measure(args: &Args) -> Result<Report> {
         iterations: args.iterations,
         warm_up: args.warm_up,
         duration_ms: args.duration.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
+        details: Default::default(),
     };
     let (mut setups, mut report) = Setups::start(&args.on, settings)?;
     let wanted = args.wanted();

@@ -77,6 +77,11 @@ impl Samples {
         }
     }
 
+    /// Returns the series up to now, in the order in which they were created.
+    pub(crate) fn series(&self) -> &[Series] {
+        &self.series
+    }
+
     /// Returns all series, in the order in which they were created.
     pub(crate) fn into_series(self) -> Vec<Series> {
         self.series

@@ -18,7 +18,7 @@ use super::call::{Call, Step};
 use super::cost::{Group, Memory};
 use super::path::Container;
 use super::progress::Progress;
-use super::report_data::{Failure, ScalePoint, Settings};
+use super::report_data::{Failure, PointKind, ScalePoint, Settings};
 use super::samples::nanoseconds;
 use super::setups::{SetupArgs, Setups};
 use super::target::Target;
@@ -57,7 +57,7 @@ impl Args {
 /// Fails if the environment doesn't come up, or can't be cleaned up. A failed call is no error but part of the
 /// figures.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    let settings = Settings { iterations: 1, warm_up: 0, duration_ms: None };
+    let settings = Settings { iterations: 1, warm_up: 0, duration_ms: None, details: Default::default() };
     let (setups, mut report) = Setups::start(&args.on, settings)?;
     let measured = setups.runtime.block_on(async {
         tokio::select! {
@@ -96,6 +96,7 @@ async fn measure(args: &Args, setups: &Setups) -> Result<Vec<ScalePoint>> {
 /// Measures one count of tasks on one target.
 async fn at(count: u32, target: &Target, steady: Duration, group: Option<&Group>) -> Result<ScalePoint> {
     let mut point = ScalePoint {
+        kind: PointKind::Rest,
         setup: target.setup.clone(),
         path: target.path.name().to_owned(),
         tasks: count,

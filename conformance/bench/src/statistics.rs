@@ -137,7 +137,7 @@ fn turns(base: &Series, other: &Series) -> Option<Vec<(u64, u64)>> {
 
 /// Returns the sample of each iteration, `None` for a failed call. The result is `None` if calls are concurrent, since
 /// an iteration then has several samples.
-fn by_turn(series: &Series) -> Option<Vec<Option<u64>>> {
+pub(crate) fn by_turn(series: &Series) -> Option<Vec<Option<u64>>> {
     let count = series.samples_ns.len() + series.failures.len();
     let mut turns = vec![true; count];
     for failure in &series.failures {

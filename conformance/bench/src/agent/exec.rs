@@ -3,17 +3,22 @@
 //!
 //! Source of the facts: Nomad 1.11.3 `command/agent/alloc_endpoint.go`, `plugins/drivers/proto/driver.proto`; RFC 6455.
 
-use std::io::{BufRead, BufReader, Read, Write as _};
-use std::net::TcpStream;
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write as _};
+use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use harness::interrupt::check;
 use serde_json::Value;
 
-/// Timeout of a read from the agent.
+/// Timeout of an exec, from the connection to the end.
 const LIMIT: Duration = Duration::from_secs(60);
+/// Time between two looks whether that is over, or whether there was an interrupt.
+const LOOK: Duration = Duration::from_millis(200);
+/// Most bytes that an agent may send for an exec: more than twice what the longest output takes.
+const MOST: u64 = 256 << 20;
 /// Length of a message from which on it is only stored, and read once the exec has ended.
 const LARGE: usize = 1024;
 /// Length of the longest message that an agent sends.
@@ -42,7 +47,8 @@ pub(crate) fn run(agent: &str, allocation: &str, words: &[&str]) -> Result<Execu
         percent_encoded(&command)
     );
     let begun = Instant::now();
-    let mut stream = open(agent, &path).with_context(|| format!("exec of {command} in {allocation}"))?;
+    let mut stream =
+        open(agent, &path, LIMIT).with_context(|| format!("exec of {command} in {allocation}"))?;
     let mut messages = Vec::new();
     let code = loop {
         let message = next_message(&mut stream)?;
@@ -59,9 +65,12 @@ pub(crate) fn run(agent: &str, allocation: &str, words: &[&str]) -> Result<Execu
 }
 
 /// Opens a websocket, over which the input's end is sent.
-fn open(agent: &str, path: &str) -> Result<BufReader<TcpStream>> {
-    let mut connection = TcpStream::connect(agent).with_context(|| format!("connect to {agent}"))?;
-    connection.set_read_timeout(Some(LIMIT))?;
+fn open(agent: &str, path: &str, limit: Duration) -> Result<BufReader<Bounded>> {
+    let address: SocketAddr = agent.parse().with_context(|| format!("the agent's address {agent}"))?;
+    let mut connection =
+        TcpStream::connect_timeout(&address, limit).with_context(|| format!("connect to {agent}"))?;
+    connection.set_read_timeout(Some(LOOK))?;
+    connection.set_write_timeout(Some(limit))?;
     connection.set_nodelay(true)?;
     let key = BASE64_STANDARD.encode([0; 16]);
     let request = format!(
@@ -69,7 +78,10 @@ fn open(agent: &str, path: &str) -> Result<BufReader<TcpStream>> {
          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n\r\n"
     );
     connection.write_all(request.as_bytes())?;
-    let mut stream = BufReader::with_capacity(1 << 16, connection);
+    let mut stream = BufReader::with_capacity(
+        1 << 16,
+        Bounded { connection, deadline: Instant::now() + limit, left: MOST },
+    );
     let status = line(&mut stream)?;
     if !status.contains(" 101 ") {
         let mut rest = String::new();
@@ -77,8 +89,35 @@ fn open(agent: &str, path: &str) -> Result<BufReader<TcpStream>> {
         bail!("the agent answers {status}: {}", rest.trim());
     }
     while !line(&mut stream)?.is_empty() {}
-    stream.get_mut().write_all(&text_frame(NO_INPUT))?;
+    stream.get_mut().connection.write_all(&text_frame(NO_INPUT))?;
     Ok(stream)
+}
+
+/// A connection that is read until a deadline, and no more than so many bytes.
+struct Bounded {
+    connection: TcpStream,
+    deadline: Instant,
+    left: u64,
+}
+
+impl Read for Bounded {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            check().map_err(io::Error::other)?;
+            if Instant::now() >= self.deadline {
+                return Err(io::Error::other("the exec takes too long"));
+            }
+            match self.connection.read(buffer) {
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+                Ok(count) => {
+                    let left = self.left.checked_sub(count as u64);
+                    self.left = left.ok_or_else(|| io::Error::other("the agent sends too much"))?;
+                    return Ok(count);
+                }
+                error => return error,
+            }
+        }
+    }
 }
 
 fn line(stream: &mut impl BufRead) -> Result<String> {
@@ -181,6 +220,22 @@ mod tests {
         assert_eq!(next_message(stream).unwrap(), long);
         assert_eq!(next_message(stream).unwrap(), b"ab");
         assert!(next_message(stream).unwrap_err().to_string().contains("why?!"));
+    }
+
+    #[test]
+    fn an_exec_that_goes_on_or_sends_too_much_comes_to_an_end() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let bounded = |limit: Duration, left| {
+            let connection = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            connection.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
+            (Bounded { connection, deadline: Instant::now() + limit, left }, listener.accept().unwrap().0)
+        };
+        let (mut silent, _agent) = bounded(Duration::from_millis(5), MOST);
+        assert!(silent.read(&mut [0; 8]).unwrap_err().to_string().contains("too long"));
+        let (mut flooded, mut agent) = bounded(LIMIT, 3);
+        agent.write_all(b"four").unwrap();
+        let mut read = Vec::new();
+        assert!(flooded.read_to_end(&mut read).unwrap_err().to_string().contains("too much"));
     }
 
     #[test]

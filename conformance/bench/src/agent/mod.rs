@@ -5,49 +5,42 @@ mod aims;
 mod calls;
 mod exec;
 mod floor;
+mod kind;
+mod many;
+mod measure;
+mod order;
+mod output;
 mod pair;
 mod parts;
 mod readings;
 mod rounds;
 mod side;
+mod single;
 mod table;
 mod variation;
+mod write;
 
-use std::fs::{self, File};
-use std::io::BufWriter;
+use std::collections::BTreeSet;
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context as _, Result, anyhow, ensure};
-use clap::ValueEnum;
-use harness::apparmor;
-use harness::context::DockerCluster;
+use anyhow::{Context as _, Result, ensure};
 use harness::environment::TestEnvironment;
-use harness::fixture::process::output;
 use harness::fixture::{Choice, Programs};
 use harness::leaks::inspect::find_processes;
-use harness::page;
-use rustix::time::{ClockId, clock_getres};
-use serde_json::Value;
 
-use super::csv;
 use super::machine;
-use super::measure::logs::PIECE_BYTES;
 use super::report_data::{FORMAT, Report, Settings};
-use floor::Floors;
-use rounds::{Rounds, warm_up};
-use side::{Common, Side};
-use variation::{Binaries, Variation};
+use kind::Kind;
+use measure::Run;
+use variation::{Binaries, Variation, Wanted};
 
-/// Words that frame the table of two variations in a page.
-const FRAME: &str = "hack/differ";
-/// The log level of agents: Nomad's default.
-const USUAL_LOG_LEVEL: &str = "INFO";
+/// The path's name in reports.
+pub(crate) const PATH: &str = "agent";
 /// Of so many rounds with a single task there is one of each other kind.
-const MANY_EVERY: u32 = 3;
-/// The variations that others are held against, if one of them is measured.
-const REFERENCES: [&str; 2] = ["go-driver", "docker"];
+const MANY_EVERY: u32 = 4;
 
 #[derive(clap::Args, Debug, Clone)]
 pub(crate) struct Args {
@@ -73,6 +66,12 @@ pub(crate) struct Args {
     /// May be repeated. Without any, all built-in ones whose programs are given.
     #[arg(long, value_name = "NAME|KEY=VALUE,..")]
     variation: Vec<String>,
+    /// Names of built-in variations, with commas.
+    #[arg(long, value_delimiter = ',', value_name = "NAME,..")]
+    sides: Vec<String>,
+    /// All built-in variations whose programs are given, beside those of --variation.
+    #[arg(long, conflicts_with = "sides")]
+    all: bool,
     /// An OCI runtime that is measured alone. May be repeated; `none` for none. Without, those of the variations.
     #[arg(long, value_name = "RUNTIME")]
     floor: Vec<String>,
@@ -82,9 +81,19 @@ pub(crate) struct Args {
     /// Measure only this. May be repeated.
     #[arg(long)]
     only: Vec<Kind>,
-    /// Number of rounds with a single task on each side. All else is measured in a third of that.
+    /// Number of rounds with a single task on each side.
     #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
+    /// Number of rounds of all else. A quarter of --rounds without, and an even number for two variations.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    many_rounds: Option<u32>,
+    /// Number of rounds with tasks at rest; as many as --many-rounds without. Some variations have more with the largest
+    /// number of tasks, by their words.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    rest_rounds: Option<u32>,
+    /// Seed of the order of sides in each round. Any other one by default, which the report has.
+    #[arg(long)]
+    seed: Option<u64>,
     /// Number of tasks that are measured at rest. Several are measured one after the other.
     #[arg(long, value_delimiter = ',', default_value = "20", value_parser = clap::value_parser!(u32).range(1..=5000))]
     tasks: Vec<u32>,
@@ -97,7 +106,8 @@ pub(crate) struct Args {
     /// Megabytes that a task writes to its logs.
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(5..=550))]
     log_megabytes: u32,
-    /// Have all agents log at DEBUG, by which this driver's timelines are measured as well.
+    /// Have all agents log at DEBUG, by which this driver's timelines are measured on each side. Some variations do so by
+    /// their words.
     #[arg(long)]
     timelines: bool,
     /// Write the report with all samples to this file, as JSON.
@@ -116,35 +126,31 @@ pub(crate) struct Args {
     choice: Choice,
 }
 
-/// What is measured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Kind {
-    /// CPU time and memory with many tasks at rest.
-    Rest,
-    /// Start, exec and stop of a single task, and the floor.
-    Single,
-    /// An exec with much output.
-    Output,
-    /// Starts and stops of many tasks at once.
-    Flood,
-    /// Logs of a task that writes much.
-    Logs,
-}
-
 impl Args {
     pub(crate) fn may_run_crun(&self) -> bool {
         self.choice.is_crun()
-            || variation::may_run_crun(&self.variation)
+            || variation::may_run_crun(self.wanted(&self.words()))
             || self.floor.iter().any(|runtime| runtime.contains("crun"))
+    }
+
+    /// Returns the names and the lines of wanted variations.
+    fn words(&self) -> Vec<String> {
+        self.sides.iter().chain(&self.variation).cloned().collect()
+    }
+
+    fn wanted<'a>(&self, words: &'a [String]) -> Wanted<'a> {
+        Wanted { words, all: self.all }
     }
 
     fn wants(&self, kind: Kind) -> bool {
         self.only.is_empty() || self.only.contains(&kind)
     }
 
-    fn others(&self) -> u32 {
+    /// Returns the number of rounds with many tasks and much output on so many sides.
+    fn others(&self, sides: usize) -> u32 {
         // Each of two sides is the first one in half of the rounds.
-        self.rounds.div_ceil(MANY_EVERY).next_multiple_of(if self.variation.len() == 2 { 2 } else { 1 })
+        let step = if sides == 2 { 2 } else { 1 };
+        self.many_rounds.unwrap_or_else(|| self.rounds.div_ceil(MANY_EVERY).next_multiple_of(step))
     }
 
     fn binaries(&self) -> Result<Binaries> {
@@ -161,206 +167,67 @@ impl Args {
 }
 
 /// # Errors
-/// Fails if a node doesn't come up or can't be cleaned up, or with what is left. A failed call is no error but part of
-/// the figures.
+/// Fails after an interrupt, if no side comes up, or with what this driver has left; the report is written all the same. A
+/// failed call is no error but part of the figures.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let binaries = args.binaries()?;
-    let (variations, lacking) = variation::choose(&args.variation, &binaries)?;
+    let (variations, lacking) = variation::choose(args.wanted(&args.words()), &binaries)?;
     ensure!(!variations.is_empty(), "no variation is left");
     ensure!(args.page.is_none() || variations.len() == 2, "--page has a table of two variations");
-    let mut report = Report {
-        format: FORMAT,
-        made_at: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
-        machine: machine::look()?,
-        setups: Vec::new(),
-        settings: Settings { iterations: args.rounds, warm_up: 1, duration_ms: None },
-        series: Vec::new(),
-        scale: Vec::new(),
-        timelines: Vec::new(),
-        not_measured: lacking,
-    };
+    let seed = args.seed.unwrap_or_else(|| fastrand::u64(..1 << 32));
+    let others = args.others(variations.len());
+    let at_rest = args.rest_rounds.unwrap_or(others);
     let environment = TestEnvironment::start_of(Programs::find(&args.choice)?)?;
-    let begun = Instant::now();
-    let heading = heading(args, environment.directory())?;
-    measure(args, &environment, &binaries, variations, &mut report)?;
+    let heading = write::heading(args, environment.directory(), [at_rest, others], seed)?;
+    let programs = programs(args, &binaries, &variations)?;
+    let details = write::details(args, environment.directory(), seed, programs)?;
+    let settings = Settings { iterations: args.rounds, warm_up: 1, duration_ms: None, details };
+    let mut run = Run {
+        args,
+        binaries: &binaries,
+        heading: &heading,
+        seed,
+        others,
+        at_rest,
+        begun: Instant::now(),
+        report: Report {
+            format: FORMAT,
+            made_at: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
+            machine: machine::look()?,
+            setups: Vec::new(),
+            settings,
+            series: Vec::new(),
+            scale: Vec::new(),
+            timelines: Vec::new(),
+            not_measured: lacking,
+        },
+    };
+    let measured = run.measure(&environment, variations);
+    let report = &run.report;
+    print!("{}", write::text(args, &heading, report));
+    write::files(args, &heading, report)?;
+    measured?;
+    write::page(args, &heading, report)?;
     let directory = environment.directory().to_owned();
     drop(environment);
     super::cost::remove_groups();
     ensure!(!directory.exists(), "{} is still there", directory.display());
     let left = find_processes(&directory);
     ensure!(left.is_empty(), "these are still there: {left:?}");
-    println!("all of it done in {:.0} s", begun.elapsed().as_secs_f32());
-    write(args, &heading, &report)?;
+    println!("all of it done in {:.0} s", run.begun.elapsed().as_secs_f32());
     Ok(ExitCode::SUCCESS)
 }
 
-/// Starts all nodes, makes the rounds, and takes all of it down.
-fn measure(
-    args: &Args,
-    environment: &TestEnvironment,
-    binaries: &Binaries,
-    variations: Vec<Variation>,
-    report: &mut Report,
-) -> Result<()> {
-    let (nomad, plugin) = (std::path::absolute(&args.nomad)?, std::path::absolute(&args.plugin)?);
-    let cluster = DockerCluster::start(environment, &nomad)?;
-    let common = Common {
-        directory: environment.directory(),
-        plugin: &plugin,
-        dockerd: binaries.dockerd.as_deref(),
-        go_driver: binaries.go_driver.as_deref(),
-        go_drivers_sleep: args.go_driver_sleep,
-        log_level: if args.timelines { harness::agent::config::DEBUG } else { USUAL_LOG_LEVEL },
-    };
-    let begun = Instant::now();
-    let (mut sides, mut profile, mut runtimes) = (Vec::new(), None, Vec::new());
-    for (number, variation) in (1..).zip(variations) {
-        harness::interrupt::check()?;
-        let programs = variation.programs(&args.choice, binaries)?;
-        if !runtimes.contains(&programs.runtime_name()) {
-            runtimes.push(programs.runtime_name());
-        }
-        let name = variation.name.clone();
-        let side = Side::start(&cluster, number, variation, &programs, &common);
-        sides.push(side.with_context(|| format!("variation {name:?}"))?);
+/// Returns the paths of all programs of a run, as far as they are there.
+fn programs(args: &Args, binaries: &Binaries, variations: &[Variation]) -> Result<BTreeSet<PathBuf>> {
+    let given = [&args.plugin, &args.nomad].map(fs::canonicalize).into_iter().collect::<Result<Vec<_>, _>>();
+    let mut all: BTreeSet<PathBuf> = given.context("look at --plugin and --nomad")?.into_iter().collect();
+    all.insert(std::env::current_exe()?);
+    all.extend([&binaries.dockerd, &binaries.go_driver].into_iter().flatten().cloned());
+    for found in variations.iter().filter_map(|variation| variation.programs(&args.choice, binaries).ok()) {
+        all.extend(found.all().map(Path::to_owned));
     }
-    println!("{} nodes are up after {:.0} s", sides.len(), begun.elapsed().as_secs_f32());
-    let made = rounds(args, environment.directory(), &mut sides, &mut profile, runtimes, report);
-    let made = made.map_err(|error| {
-        let words: Vec<_> = sides.iter().map(Side::last_words).collect();
-        anyhow!("{error:#}\n{}", words.join("\n"))
-    });
-    let ended = sides.iter_mut().map(Side::end).fold(Ok(()), Result::and);
-    made.and(ended)
-}
-
-fn rounds(
-    args: &Args,
-    directory: &Path,
-    sides: &mut [Side<'_>],
-    profile: &mut Option<Value>,
-    runtimes: Vec<String>,
-    report: &mut Report,
-) -> Result<()> {
-    let begun = Instant::now();
-    let is_done = |what: &str| println!("{what}: done after {} s", begun.elapsed().as_secs());
-    for side in &mut *sides {
-        harness::interrupt::check()?;
-        let (rate, found) = warm_up(side, args.wants(Kind::Rest))?;
-        if let Some(rate) = rate {
-            side.note("statistics", format!("read {rate:.2} times a second"));
-        }
-        *profile = profile.take().or(found);
-    }
-    is_done("warm-up");
-    report.setups = sides.iter().map(Side::record).collect();
-    let runtimes = if args.floor.is_empty() { runtimes } else { args.floor.clone() };
-    let has_floors = args.wants(Kind::Single) && !runtimes.iter().any(|name| name == "none");
-    let floors = has_floors.then(|| Floors::start(directory, &args.choice, &runtimes, profile.as_ref()));
-    let floors = floors.transpose()?;
-    report.setups.extend(floors.iter().flat_map(Floors::records));
-    let mut rounds = Rounds::new(sides, args.steady);
-    let made = make(args, &mut rounds, floors.as_ref(), is_done);
-    let ended = floors.map_or(Ok(()), Floors::end);
-    let (samples, scale, timelines) = rounds.into_results();
-    report.series = samples.into_series();
-    report.scale = scale;
-    report.timelines = timelines;
-    made.and(ended)
-}
-
-/// Makes all kinds of rounds: those of tasks at rest first, see [`rounds`].
-fn make(
-    args: &Args,
-    rounds: &mut Rounds<'_, '_>,
-    floors: Option<&Floors>,
-    is_done: impl Fn(&str),
-) -> Result<()> {
-    let others = args.others();
-    if args.wants(Kind::Rest) {
-        let mut counts = args.tasks.clone();
-        counts.sort_unstable();
-        counts.dedup();
-        for tasks in counts {
-            rounds.at_rest(others, tasks)?;
-            is_done(&format!("{tasks} tasks at rest"));
-        }
-    }
-    if args.wants(Kind::Single) {
-        rounds.single(args.rounds, floors)?;
-        is_done("single tasks");
-    }
-    if args.wants(Kind::Output) {
-        rounds.output(others)?;
-        is_done("much output");
-    }
-    if args.wants(Kind::Logs) {
-        rounds.logs(others, args.log_megabytes as usize * 1_000_000 / PIECE_BYTES)?;
-        is_done("logs");
-    }
-    if args.wants(Kind::Flood) {
-        rounds.flood(others, args.flood)?;
-        is_done("floods of tasks");
-    }
-    Ok(())
-}
-
-/// Returns on what the figures are taken, and when. Files are in a directory.
-fn heading(args: &Args, directory: &Path) -> Result<String> {
-    let nomad = output(Command::new(&args.nomad).arg("version"))?;
-    let nomad = nomad.lines().next().unwrap_or_default().to_owned();
-    let date = output(Command::new("date").args(["-u", "+%F"]))?;
-    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    let mut find = Command::new("findmnt");
-    let system = output(find.args(["--noheadings", "--output", "FSTYPE", "--target"]).arg(directory))?;
-    // The kernel notes the time of a write by this clock.
-    let tick = clock_getres(ClockId::RealtimeCoarse).tv_nsec / 1_000_000;
-    let machine = machine::look()?;
-    Ok(format!(
-        "Seen on {}: {nomad}, Linux {}, {} CPUs, ticks of {tick} ms, cgroup {},\nfiles on {}, AppArmor {}. Agents log at {}. {} \
-         rounds with a single task, {} of each other kind.\n",
-        date.trim(),
-        kernel.trim(),
-        machine.cores,
-        machine.cgroups,
-        system.trim(),
-        if apparmor::is_enabled() { "on (each driver has its default profile)" } else { "off" },
-        if args.timelines { "DEBUG" } else { USUAL_LOG_LEVEL },
-        args.rounds,
-        args.others(),
-    ))
-}
-
-/// Prints the tables, and writes the files that are asked for.
-fn write(args: &Args, heading: &str, report: &Report) -> Result<()> {
-    let setups: String = report.setups.iter().map(described).collect();
-    let is_pair = report.setups.iter().filter(|setup| setup.parts.contains_key("variation")).count() == 2;
-    let names = || report.setups.iter().map(|setup| &*setup.name);
-    let usual = || REFERENCES.into_iter().find(|reference| names().any(|name| name == *reference));
-    let reference = args.reference.as_deref().or_else(usual).or_else(|| names().next()).unwrap_or_default();
-    let tables = table::text(report, reference);
-    let pair = if is_pair { format!("\n{}", pair::text(report)) } else { String::new() };
-    let text = format!("{heading}\n{setups}\n## Aims\n\n{}\n## Figures\n{pair}{tables}", aims::text(report));
-    print!("{text}");
-    if let Some(path) = &args.markdown {
-        fs::write(path, &text).with_context(|| format!("write {}", path.display()))?;
-    }
-    if let Some(path) = &args.json {
-        let text = serde_json::to_vec_pretty(report)?;
-        fs::write(path, text).with_context(|| format!("write {}", path.display()))?;
-    }
-    if let Some(path) = &args.csv {
-        let file = File::create(path).with_context(|| format!("write {}", path.display()))?;
-        csv::write(report, &mut BufWriter::new(file))?;
-    }
-    let page = format!("{heading}\n{setups}{pair}");
-    args.page.as_ref().map_or(Ok(()), |path| page::write_into(path, FRAME, &page))
-}
-
-/// Returns a setup with its parts as an item of a list.
-fn described(setup: &super::report_data::Setup) -> String {
-    let parts: Vec<_> = setup.parts.iter().map(|(what, words)| format!("{what}: {words}")).collect();
-    format!("- {}: {}\n", setup.name, parts.join("; "))
+    Ok(all)
 }
 
 #[cfg(test)]
@@ -375,7 +242,7 @@ mod tests {
         let series = all.iter().map(|(setup, call, milliseconds)| Series {
             key: Key {
                 setup: (*setup).to_owned(),
-                path: rounds::PATH.to_owned(),
+                path: PATH.to_owned(),
                 call: (*call).to_owned(),
                 concurrency: 1,
                 payload_bytes: 0,
@@ -404,7 +271,7 @@ mod tests {
                 load_before: "0.1".to_owned(),
             },
             setups,
-            settings: Settings { iterations: 3, warm_up: 1, duration_ms: None },
+            settings: Settings { iterations: 3, warm_up: 1, duration_ms: None, details: Default::default() },
             series: series.collect(),
             scale: Vec::new(),
             timelines: Vec::new(),
@@ -412,7 +279,7 @@ mod tests {
         }
     }
 
-    fn args(words: &[&str]) -> Args {
+    pub(crate) fn args(words: &[&str]) -> Args {
         let usual = ["agent", "--plugin", "/p", "--nomad", "/n"];
         let command = Args::augment_args(clap::Command::new("agent"));
         let given = command.get_matches_from(usual.iter().chain(words));
@@ -420,20 +287,17 @@ mod tests {
     }
 
     #[test]
-    fn of_two_sides_each_is_first_in_half_of_the_rounds() {
-        let pair = ["--variation", "docker", "--variation", "as-docker"];
-        assert_eq!(args(&pair).others(), 4);
-        assert_eq!(args(&[&pair[..], &["--rounds", "3"]].concat()).others(), 2);
-        assert_eq!(args(&["--rounds", "3"]).others(), 1);
+    fn other_kinds_have_a_quarter_of_the_rounds_or_as_many_as_is_said() {
+        assert_eq!(args(&[]).others(18), 3);
+        assert_eq!(args(&[]).others(2), 4, "each of two sides is the first one in half of the rounds");
+        assert_eq!(args(&["--rounds", "3"]).others(18), 1);
+        assert_eq!(args(&["--many-rounds", "5"]).others(2), 5);
     }
 
     #[test]
-    fn a_setup_is_an_item_of_a_list() {
-        let parts = [("plugin", "0.1.0, a release build"), ("variation", "name=a,runtime=crun")];
-        let parts = parts.map(|(what, words)| (what.to_owned(), words.to_owned())).into();
-        assert_eq!(
-            described(&Setup { name: "a".to_owned(), parts }),
-            "- a: plugin: 0.1.0, a release build; variation: name=a,runtime=crun\n"
-        );
+    fn sides_are_names_with_commas_beside_variations() {
+        let made = args(&["--sides", "runc,docker", "--variation", "name=a"]);
+        assert_eq!(made.words(), ["runc", "docker", "name=a"]);
+        assert!(!made.wanted(&[]).all && args(&["--all", "--variation", "name=a"]).wanted(&[]).all);
     }
 }

@@ -5,7 +5,8 @@ use std::fmt::Write as _;
 
 use super::calls::{EXEC, EXECS, EXIT, FIRST_WRITE, OUTPUT, REMOVAL};
 use super::parts::{AGENT, Part, of_daemons};
-use crate::report_data::{Report, ScalePoint, Series};
+use crate::report_data::{PointKind, Report, ScalePoint, Series};
+use crate::statistics::by_turn;
 
 /// Least number of rounds of which the middle half is shown.
 const LEAST_ROUNDS: usize = 4;
@@ -24,7 +25,7 @@ enum Figure {
     /// From the request to stop until the task is removed, in milliseconds.
     Removal,
     /// From the submission of a job with this many tasks until each has written, in milliseconds.
-    Many(u32),
+    Many(PointKind, u32),
     /// CPU time of a task in a second, in milliseconds.
     Cpu(Whose),
     /// Proportional memory, in MiB.
@@ -89,7 +90,7 @@ impl Figure {
             Self::Output(bytes) => format!("exec, {} MiB of output", bytes >> 20),
             Self::Exit => "stop to exit".to_owned(),
             Self::Removal => "stop until the task is removed".to_owned(),
-            Self::Many(count) => format!("{count} tasks of one job, until each has written"),
+            Self::Many(_, count) => format!("{count} tasks of one job, until each has written"),
             Self::Cpu(whose) => format!("CPU a task-second with {tasks} tasks: {}", whose.name()),
             Self::Memory(whose) => format!("memory with {tasks} tasks: {}", whose.name()),
             Self::Anonymous(whose) => format!("anonymous memory with {tasks} tasks: {}", whose.name()),
@@ -134,17 +135,26 @@ pub(crate) fn text(report: &Report) -> String {
     for (side, name) in names.iter().enumerate() {
         for series in report.series.iter().filter(|series| series.key.setup == *name) {
             let Some(figure) = figure_of(series) else { continue };
-            values(series).into_iter().for_each(|value| figures.add(figure, side, value));
+            for (round, value) in values(series) {
+                figures.add(figure, side, round, value);
+            }
         }
     }
-    let at_rest = |point: &&ScalePoint| !point.memory_bytes.is_empty();
-    let tasks = report.scale.iter().filter(at_rest).map(|point| point.tasks).min().unwrap_or_default();
+    let at_rest = report.scale.iter().filter(|point| point.kind == PointKind::Rest);
+    let tasks = at_rest.map(|point| point.tasks).min().unwrap_or_default();
     for (side, name) in names.iter().enumerate() {
+        // Each side has a point in each round, also where it failed.
+        let mut rounds: BTreeMap<(PointKind, u32), usize> = BTreeMap::new();
         for point in report.scale.iter().filter(|point| point.setup == *name) {
-            figures.add(Figure::Many(point.tasks), side, point.start_storm_ns as f64 / 1e6);
-            if point.tasks == tasks && at_rest(&point) {
-                add_usage(&mut figures, side, point);
+            let round = rounds.entry((point.kind, point.tasks)).or_default();
+            if point.is_whole() && point.start_storm_ns > 0 {
+                let storm = point.start_storm_ns as f64 / 1e6;
+                figures.add(Figure::Many(point.kind, point.tasks), side, *round, storm);
             }
+            if point.tasks == tasks && point.has_usage() {
+                add_usage(&mut figures, side, *round, point);
+            }
+            *round += 1;
         }
     }
     figures.text(tasks, names)
@@ -161,33 +171,42 @@ fn figure_of(series: &Series) -> Option<Figure> {
     }
 }
 
-/// Returns the values of the rounds in milliseconds. Of several calls in a round, the median is taken.
-fn values(series: &Series) -> Vec<f64> {
-    let all: Vec<f64> = series.samples_ns.iter().map(|ns| *ns as f64 / 1e6).collect();
+/// Returns the values in milliseconds of the rounds that have one. Of several calls in a round, the median is taken.
+fn values(series: &Series) -> Vec<(usize, f64)> {
     let of_a_round = if series.key.call == EXEC { EXECS } else { 1 };
-    all.chunks(of_a_round).filter_map(|round| quantile(round, 0.5)).collect()
+    let by_turn = by_turn(series).unwrap_or_default();
+    let rounds = by_turn.chunks(of_a_round).enumerate();
+    let value = |(round, turns): (usize, &[Option<u64>])| {
+        let made: Vec<f64> = turns.iter().flatten().map(|ns| *ns as f64 / 1e6).collect();
+        Some((round, quantile(&made, 0.5)?))
+    };
+    rounds.filter_map(value).collect()
 }
 
-fn add_usage(figures: &mut Figures, side: usize, point: &ScalePoint) {
+fn add_usage(figures: &mut Figures, side: usize, round: usize, point: &ScalePoint) {
     const MEBIBYTE: f64 = 1_048_576.0;
     for whose in Whose::ALL {
-        figures.add(Figure::Cpu(whose), side, whose.of(&point.steady_cpu_ns_per_task_second) / 1e6);
-        figures.add(Figure::Memory(whose), side, whose.of(&point.memory_bytes) / MEBIBYTE);
-        figures.add(Figure::Anonymous(whose), side, whose.of(&point.anonymous_bytes) / MEBIBYTE);
+        let cpu = whose.of(&point.steady_cpu_ns_per_task_second) / 1e6;
+        figures.add(Figure::Cpu(whose), side, round, cpu);
+        figures.add(Figure::Memory(whose), side, round, whose.of(&point.memory_bytes) / MEBIBYTE);
+        figures.add(Figure::Anonymous(whose), side, round, whose.of(&point.anonymous_bytes) / MEBIBYTE);
     }
 }
 
-/// The values of all rounds, those of the first variation first. What one round has of both is at the same place.
+/// The values of a figure by round, those of the first variation first.
+type Pair = [BTreeMap<usize, f64>; 2];
+
+/// The values of all figures. A round may have one of one variation alone.
 #[derive(Debug, Default)]
-struct Figures(BTreeMap<Figure, [Vec<f64>; 2]>);
+struct Figures(BTreeMap<Figure, Pair>);
 
 impl Figures {
-    fn add(&mut self, figure: Figure, side: usize, value: f64) {
-        self.0.entry(figure).or_default()[side].push(value);
+    fn add(&mut self, figure: Figure, side: usize, round: usize, value: f64) {
+        self.0.entry(figure).or_default()[side].insert(round, value);
     }
 
     fn median(&self, figure: Figure, side: usize) -> Option<f64> {
-        quantile(&self.0.get(&figure)?[side], 0.5)
+        quantile(&self.0.get(&figure)?[side].values().copied().collect::<Vec<_>>(), 0.5)
     }
 
     /// Returns both tables. The usage was taken with this many tasks.
@@ -220,10 +239,15 @@ impl Figures {
     }
 }
 
-/// Returns the median of the rounds' ratios and, of enough rounds, between which values half of them are.
-fn ratio([first, second]: &[Vec<f64>; 2]) -> String {
-    let ratios: Vec<f64> = first.iter().zip(second).map(|(first, second)| second / first).collect();
+/// Returns the median of the ratios of the rounds that have a value of both and, of enough rounds, between which values half
+/// of them are.
+fn ratio([first, second]: &Pair) -> String {
+    let of_round = |(round, value): (&usize, &f64)| Some(second.get(round)? / value);
+    let ratios: Vec<f64> = first.iter().filter_map(of_round).collect();
     let at = |part| quantile(&ratios, part).unwrap_or(f64::NAN);
+    if ratios.is_empty() {
+        return "-".to_owned();
+    }
     if ratios.len() < LEAST_ROUNDS {
         return format!("{:.2}", at(0.5));
     }
@@ -242,11 +266,13 @@ fn quantile(values: &[f64], part: f64) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::tests::report;
+    use crate::report_data::Failure;
 
     fn figures(figure: Figure, docker: &[f64], here: &[f64]) -> Figures {
         let mut figures = Figures::default();
         for (side, values) in [docker, here].into_iter().enumerate() {
-            values.iter().for_each(|value| figures.add(figure, side, *value));
+            values.iter().enumerate().for_each(|(round, value)| figures.add(figure, side, round, *value));
         }
         figures
     }
@@ -260,8 +286,33 @@ mod tests {
     }
 
     #[test]
+    fn rounds_are_paired_by_their_numbers_whatever_failed_in_others() {
+        let mut report = report(&[("a", EXIT, &[10, 40]), ("b", EXIT, &[5, 7, 20])]);
+        report.series[0].failures.push(Failure { turn: 1, error: "refused".to_owned() });
+        let text = text(&report);
+        assert!(text.contains("| stop to exit | 25.0 ms | 7.00 ms | 0.50 |"), "{text}");
+    }
+
+    #[test]
+    fn a_failed_round_of_many_tasks_has_no_part_in_a_ratio() {
+        let mut report = report(&[("a", EXIT, &[1]), ("b", EXIT, &[1])]);
+        let point = |setup: &str, storm_ms: u64, fails: bool| {
+            let mut point = crate::growth::tests::point("agent", 20, storm_ms * 1_000_000);
+            point.setup = setup.to_owned();
+            if fails {
+                point.failures.push(Failure { turn: 0, error: "refused".to_owned() });
+            }
+            point
+        };
+        report.scale =
+            vec![point("a", 100, false), point("b", 1, true), point("a", 200, false), point("b", 50, false)];
+        let text = text(&report);
+        assert!(text.contains("each has written | 150 ms | 50.0 ms | 0.25 |"), "{text}");
+    }
+
+    #[test]
     fn half_of_the_ratios_of_enough_rounds_are_within_those_shown() {
-        let text = figures(Figure::Many(50), &[1000.0; 4], &[800.0, 200.0, 400.0, 600.0])
+        let text = figures(Figure::Many(PointKind::Flood, 50), &[1000.0; 4], &[800.0, 200.0, 400.0, 600.0])
             .text(20, ["docker", "here"]);
         assert!(text.contains("has written | 1.00 s | 500 ms | 0.50 (0.35 to 0.65) |"), "{text}");
     }
@@ -285,11 +336,11 @@ mod tests {
     #[test]
     fn the_parts_of_the_daemons_are_in_a_table_of_their_own() {
         let mut all = figures(Figure::Cpu(Whose::Part(Part::Loggers)), &[0.001], &[0.0]);
-        all.add(Figure::Memory(Whose::Part(Part::Loggers)), 0, 300.0);
-        all.add(Figure::Memory(Whose::Part(Part::Loggers)), 1, 0.0);
-        all.add(Figure::Memory(Whose::Daemons), 0, 400.0);
-        all.add(Figure::Memory(Whose::Daemons), 1, 100.0);
-        all.add(Figure::Anonymous(Whose::Part(Part::Loggers)), 0, 200.0);
+        all.add(Figure::Memory(Whose::Part(Part::Loggers)), 0, 0, 300.0);
+        all.add(Figure::Memory(Whose::Part(Part::Loggers)), 1, 0, 0.0);
+        all.add(Figure::Memory(Whose::Daemons), 0, 0, 400.0);
+        all.add(Figure::Memory(Whose::Daemons), 1, 0, 100.0);
+        all.add(Figure::Anonymous(Whose::Part(Part::Loggers)), 0, 0, 200.0);
         let text = all.text(20, ["docker", "here"]);
         assert!(text.contains("| memory with 20 tasks: all daemons | 400 MiB | 100 MiB | 0.25 |"), "{text}");
         assert!(text.contains("| `docker_logger` | 0.00 ms |  | 300 MiB |  | 200 MiB |  |\n"), "{text}");

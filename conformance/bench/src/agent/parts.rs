@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use harness::processes::{anonymous_kb, arguments, cpu_ns, proportional_kb};
 
 /// What a process of a node is a part of.
@@ -44,7 +44,11 @@ impl Part {
         match (program, arguments.get(1).map(String::as_str)) {
             ("dockerd" | "docker-proxy" | "docker" | "containerd-driver", _) => Self::Engine,
             ("containerd", _) => Self::Containerd,
-            (shim, _) if shim.starts_with("containerd-shim-") => Self::Shims,
+            (shim, _) if shim.starts_with("containerd-shim-") => match arguments.last().map(String::as_str) {
+                // The commands by which a shim is started, or cleaned up after.
+                Some("start" | "delete") => Self::Others,
+                _ => Self::Shims,
+            },
             (_, Some("docker_logger")) => Self::Loggers,
             (_, Some("agent" | "logmon")) => Self::Agent,
             _ => Self::Others,
@@ -64,23 +68,36 @@ pub(crate) fn of_daemons(parts: &BTreeMap<String, u64>) -> u64 {
 pub(crate) struct Look {
     at: Instant,
     clocks: BTreeMap<i32, u64>,
+    /// The daemons among them, which are expected to stay.
+    daemons: BTreeMap<i32, String>,
 }
 
 impl Look {
     pub(crate) fn at(processes: &[i32]) -> Self {
-        let clocks = processes.iter().filter_map(|pid| Some((*pid, cpu_ns(*pid)?))).collect();
-        Self { at: Instant::now(), clocks }
+        let clocks: BTreeMap<i32, u64> =
+            processes.iter().filter_map(|pid| Some((*pid, cpu_ns(*pid)?))).collect();
+        let called = clocks.keys().map(|pid| (*pid, arguments(*pid)));
+        let daemons = called.filter(|(_, words)| Part::of(words) != Part::Others);
+        let daemons = daemons.map(|(pid, words)| (pid, words.join(" "))).collect();
+        Self { at: Instant::now(), clocks, daemons }
     }
 
-    /// Returns the CPU time since an earlier look in nanoseconds a second, by consumer. A process that has ended since
-    /// is not counted.
-    pub(crate) fn cpu_since(&self, before: &Self) -> BTreeMap<String, f64> {
+    /// Returns the CPU time since an earlier look in nanoseconds a second, by consumer. That of a command that has ended
+    /// since is not counted.
+    ///
+    /// # Errors
+    /// Names a daemon that has ended since, whose CPU time is lost.
+    pub(crate) fn cpu_since(&self, before: &Self) -> Result<BTreeMap<String, f64>> {
+        let gone = before.daemons.iter().find(|(pid, _)| !self.clocks.contains_key(pid));
+        if let Some((pid, words)) = gone {
+            bail!("process {pid} has ended while the CPU time was measured: {words}");
+        }
         let used = |(pid, now): (&i32, &u64)| {
             (arguments(*pid), now.saturating_sub(before.clocks.get(pid).copied().unwrap_or_default()))
         };
         let seconds = self.at.duration_since(before.at).as_secs_f64();
         let sums = by_part(self.clocks.iter().map(used)).into_iter();
-        sums.map(|(part, nanoseconds)| (part, nanoseconds as f64 / seconds)).collect()
+        Ok(sums.map(|(part, nanoseconds)| (part, nanoseconds as f64 / seconds)).collect())
     }
 
     /// Returns the memory that the processes have now in bytes, by consumer. The pages that several share are divided
@@ -122,6 +139,7 @@ mod tests {
             ("/opt/nomad-1.11.3 logmon", 32),
             ("/agent/plugins/docker", 64),
             ("runc --root /x delete y", 128),
+            ("/usr/bin/containerd-shim-runc-v2 -namespace nomad start", 512),
             ("/agent/plugins/containerd-driver", 256),
         ];
         let words = |line: &str| line.split(' ').map(str::to_owned).collect();
@@ -131,10 +149,20 @@ mod tests {
             ("docker_logger", 2),
             ("daemon", 4),
             ("shims", 8),
-            ("others", 128),
+            ("others", 640),
             ("agent", 48),
         ];
         assert_eq!(sums, expected.map(|(consumer, value)| (consumer.to_owned(), value)).into());
-        assert_eq!(of_daemons(&sums), 463);
+        assert_eq!(of_daemons(&sums), 975);
+    }
+
+    #[test]
+    fn a_daemon_that_ends_between_two_looks_is_told_and_a_command_is_not() {
+        let mut before = Look::at(&[i32::try_from(std::process::id()).unwrap()]);
+        let after = Look::at(&[]);
+        assert!(after.cpu_since(&before).is_ok(), "this test is no daemon");
+        before.daemons.insert(1 << 30, "/usr/bin/containerd".to_owned());
+        let error = after.cpu_since(&before).unwrap_err().to_string();
+        assert!(error.contains("/usr/bin/containerd"), "{error}");
     }
 }

@@ -11,22 +11,26 @@ use super::side::Side;
 
 /// Time in which readings are counted.
 const COUNTED: Duration = Duration::from_secs(12);
-/// Time between two looks, in which no two readings come.
+/// Time between two looks, in which no two readings of a task come.
 const PACE: Duration = Duration::from_millis(200);
 
-/// Returns how many readings of the statistics of an allocation's task come in a second.
+/// Returns how many readings of the statistics of a task come in a second, for each of some sides with the id of an
+/// allocation of its.
 ///
 /// # Errors
-/// Fails if there are fewer than two readings in all the time.
-pub(crate) fn rate_of(side: &Side<'_>, allocation: &str) -> Result<f64> {
-    let (mut times, begun) = (BTreeSet::new(), Instant::now());
+/// Fails after an interrupt. A side fails by itself if there are fewer than two readings in all the time.
+pub(crate) fn rates_of(tasks: &[(&Side<'_>, &str)]) -> Result<Vec<Result<f64>>> {
+    let (mut times, begun) = (vec![BTreeSet::new(); tasks.len()], Instant::now());
     while begun.elapsed() < COUNTED {
         check()?;
-        let usage = side.own_api().get(&format!("/v1/client/allocation/{allocation}/stats"))?;
-        times.extend(usage["Tasks"]["main"]["Timestamp"].as_u64());
+        for ((side, allocation), times) in tasks.iter().zip(&mut times) {
+            // One that doesn't answer has no reading.
+            let usage = side.own_api().get(&format!("/v1/client/allocation/{allocation}/stats"));
+            times.extend(usage.unwrap_or_default()["Tasks"]["main"]["Timestamp"].as_u64());
+        }
         sleep(PACE);
     }
-    rate(&times).with_context(|| format!("statistics of {}", side.name()))
+    Ok(times.iter().map(rate).collect())
 }
 
 /// Returns the number of readings in a second by their times, in nanoseconds.

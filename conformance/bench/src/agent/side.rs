@@ -2,24 +2,28 @@
 //! programs. Submits jobs to it, and looks at their tasks. Knows nothing of what is measured.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use harness::agent::config::DANGLING_KEPT;
-use harness::agent::{Client, DOCKER, DRIVER, JobApi, Setup, poll};
+use harness::agent::config::{DANGLING_KEPT, DEBUG};
+use harness::agent::{Allocation, Client, DOCKER, DRIVER, JobApi, Setup, poll};
 use harness::context::{DockerCluster, DockerDriver, DockerNode, DockerNodeSetup};
+use harness::fixture::containerd::NAMESPACE;
 use harness::fixture::network::Bridge;
+use harness::fixture::process::output;
 use harness::fixture::{CertificateAuthority, Programs, Registry, RegistrySettings};
 use harness::leaks::sweep;
 use harness::processes::in_network;
 use harness::timeline::{LoggedTimeline, in_agents_log};
+use rustix::time::{ClockId, clock_getres};
 use serde_json::{Map, Value, json};
 
+use super::floor::RUNTIME;
 use super::variation::{Driver, Variation};
 use crate::report_data;
 use crate::samples::nanoseconds;
@@ -44,6 +48,9 @@ const DISK_MB: [u32; 2] = [10, 1000];
 /// Time between the signal to end and SIGKILL. The driver in Go always takes all of it.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Longest time that the driver in Go takes for a single start besides its sleep.
+const LONGEST_START: Duration = Duration::from_secs(2);
+
 /// The programs and settings that all sides share.
 pub(crate) struct Common<'a> {
     /// Directory of all files of the run.
@@ -53,9 +60,20 @@ pub(crate) struct Common<'a> {
     pub(crate) go_driver: Option<&'a Path>,
     /// The time that the driver in Go sleeps before it starts a task's process.
     pub(crate) go_drivers_sleep: Duration,
-    /// Nomad's name of the level from which on agents log.
-    pub(crate) log_level: &'static str,
+    /// Whether all agents log at DEBUG.
+    pub(crate) timelines: bool,
 }
+
+/// The log level of agents: Nomad's default.
+pub(crate) const USUAL_LOG_LEVEL: &str = "INFO";
+/// What a side's description has, among others: the words of its variation, its runtime's path, the runtime that this
+/// driver says it runs, the kind of this driver's build, the agent's log level, and the sleep that is taken out of its
+/// times.
+pub(crate) const VARIATION: &str = "variation";
+pub(crate) const OCI_RUNTIME: &str = "oci_runtime";
+pub(crate) const BUILD: &str = "build";
+pub(crate) const LOG_LEVEL: &str = "log level";
+pub(crate) const SLEEP: &str = "sleep taken out";
 
 /// A variation and its node.
 pub(crate) struct Side<'a> {
@@ -65,10 +83,13 @@ pub(crate) struct Side<'a> {
     /// A registry with TLS, for a driver that knows no other.
     _registry: Option<Registry>,
     pub(crate) variation: Variation,
+    /// Path of the OCI runtime that its words name, before it was copied.
+    pub(crate) runtime: PathBuf,
     api: JobApi,
     image: String,
     sleep: Duration,
-    parts: Vec<(&'static str, String)>,
+    log_level: &'static str,
+    parts: BTreeMap<String, String>,
 }
 
 /// What the tasks of a job do, and how many there are.
@@ -99,6 +120,8 @@ impl<'a> Side<'a> {
         let [name, subnet] = BRIDGE.map(str::to_owned);
         let (registry, trusted) =
             is_go.then(|| registry_with_tls(cluster, common.directory)).transpose()?.unzip();
+        let is_debug = common.timelines || variation.timelines;
+        let log_level = if is_debug { DEBUG } else { USUAL_LOG_LEVEL };
         let link = RefCell::new(None);
         let adjust = |setup: &mut Setup| {
             if is_go {
@@ -123,7 +146,7 @@ impl<'a> Side<'a> {
             bridge: Bridge { name, subnet },
             options: &variation.option_lines(&OF_SETUP),
             dangling_containers: DANGLING_KEPT,
-            log_level: common.log_level,
+            log_level,
             programs: Some(programs),
             adjust: &adjust,
         })?;
@@ -137,15 +160,22 @@ impl<'a> Side<'a> {
             // Docker's driver asks the registry about `latest` at each start.
             image: format!("{address}/busybox:oci"),
             sleep: if is_go { common.go_drivers_sleep } else { Duration::ZERO },
-            parts: Vec::new(),
+            log_level,
+            parts: BTreeMap::new(),
+            runtime: programs.runtime().to_owned(),
             variation,
         };
-        side.parts = side.look_at_parts(programs, plugin)?;
+        side.look_at_parts(programs, plugin)?;
         Ok(side)
     }
 
     pub(crate) fn name(&self) -> &str {
         &self.variation.name
+    }
+
+    /// Returns the id of a job, which no other side has.
+    pub(crate) fn job(&self, what: &str) -> String {
+        format!("{what}-{}", self.name())
     }
 
     /// Returns the client of the node's agent.
@@ -164,7 +194,7 @@ impl<'a> Side<'a> {
     /// Fails with the server's reason if it refuses it, or with the driver's health.
     pub(crate) fn submit(&self, name: &str, work: &Work<'_>) -> Result<()> {
         self.client().driver_of_becomes(self.driver(), true)?;
-        match self.api.submit(&self.job(name, work))? {
+        match self.api.submit(&self.specification(name, work))? {
             Some(reason) => bail!("{name} is refused: {reason}"),
             None => Ok(()),
         }
@@ -178,12 +208,23 @@ impl<'a> Side<'a> {
         self.api.stop(job, false)
     }
 
-    /// Stops a job, if it is there still, and forgets it.
+    /// Stops a job if it runs still, waits until all of its allocations have ended, and has it forgotten.
     ///
     /// # Errors
-    /// Fails if the server doesn't answer.
-    pub(crate) fn forget(&self, job: &str) -> Result<()> {
-        self.api.stop(job, true)
+    /// Fails if the server doesn't answer, or with the allocation that doesn't end in time.
+    pub(crate) fn clear(&self, job: &str, limit: Duration) -> Result<()> {
+        let begun = Instant::now();
+        let ids = self.client().allocations_of(job)?;
+        if !ids.is_empty() {
+            self.api.stop(job, false)?;
+        }
+        for id in &ids {
+            let left = limit.saturating_sub(begun.elapsed());
+            self.client().allocation_until(id, "end of the allocation", left, Allocation::is_terminal)?;
+        }
+        // The server knows no job that it has refused.
+        let forgotten = self.api.stop(job, true);
+        if ids.is_empty() { Ok(()) } else { forgotten }
     }
 
     /// Returns the name of the driver in jobs.
@@ -194,7 +235,7 @@ impl<'a> Side<'a> {
         }
     }
 
-    fn job(&self, name: &str, work: &Work<'_>) -> Value {
+    fn specification(&self, name: &str, work: &Work<'_>) -> Value {
         let config = json!({"image": self.image, "command": "/bin/sh", "args": ["-c", work.script]});
         let mut config: Map<String, Value> = config.as_object().cloned().unwrap_or_default();
         config.extend(self.variation.task.clone());
@@ -239,7 +280,8 @@ impl<'a> Side<'a> {
     }
 
     /// Waits for the file `/alloc/data/begun-<task>` of a task, and returns the time at which it was made: without a sleep
-    /// that the driver is known for.
+    /// that the driver is known for. The kernel notes the beginning of the tick in which a file is made, so half a tick is
+    /// added.
     ///
     /// # Errors
     /// Carries the allocation's events.
@@ -250,8 +292,30 @@ impl<'a> Side<'a> {
             let allocation = self.client().allocation(id);
             allocation.map_or_else(|error| error.to_string(), |allocation| allocation.summary())
         })?;
-        let at = fs::metadata(&file)?.modified()?;
+        let at = fs::metadata(&file)?.modified()? + tick() / 2;
         at.checked_sub(self.sleep).context("a clock before its time")
+    }
+
+    /// Checks that the driver sleeps as long as is taken out of its times, by a task's container and its first write.
+    ///
+    /// # Errors
+    /// Says how long it takes from one to the other.
+    pub(crate) fn check_sleep(&self, id: &str, written: SystemTime) -> Result<()> {
+        if self.variation.driver != Driver::Go {
+            return Ok(());
+        }
+        let ctr = |words: &[&str]| output(self.node.containerd.ctr_command(NAMESPACE).args(words));
+        let names = ctr(&["containers", "ls", "-q"])?;
+        let name = names.lines().find(|name| name.contains(id)).context("the task has no container")?;
+        let container: Value = serde_json::from_str(&ctr(&["containers", "info", name])?)?;
+        let made = container["CreatedAt"].as_str().context("a container without the time of its creation")?;
+        let made = humantime::parse_rfc3339(made)?;
+        sleeps_for(self.sleep, (written + self.sleep).duration_since(made)?)
+    }
+
+    /// Returns whether this driver's timelines are in the agent's log.
+    pub(crate) fn has_timelines(&self) -> bool {
+        self.variation.is_ours() && self.log_level == DEBUG
     }
 
     /// Returns the processes of the node: the agent and the daemons with all that they have started, but for tasks.
@@ -285,18 +349,19 @@ impl<'a> Side<'a> {
 
     /// Returns the description of the side for the report.
     pub(crate) fn record(&self) -> report_data::Setup {
-        let parts = self.parts.iter().map(|(what, words)| ((*what).to_owned(), words.clone()));
-        report_data::Setup { name: self.name().to_owned(), parts: parts.collect() }
+        report_data::Setup { name: self.name().to_owned(), parts: self.parts.clone() }
     }
 
     /// Adds to the description of the side.
-    pub(crate) fn note(&mut self, what: &'static str, words: String) {
-        self.parts.push((what, words));
+    pub(crate) fn note(&mut self, what: &str, words: String) {
+        self.parts.insert(what.to_owned(), words);
     }
 
-    fn look_at_parts(&self, programs: &Programs, plugin: &Path) -> Result<Vec<(&'static str, String)>> {
-        let mut parts =
-            vec![("variation", self.variation.words.clone()), ("programs", programs.versions().join(", "))];
+    fn look_at_parts(&mut self, programs: &Programs, plugin: &Path) -> Result<()> {
+        self.note(VARIATION, self.variation.words.clone());
+        self.note("programs", programs.versions().join(", "));
+        self.note(RUNTIME, programs.runtime().display().to_string());
+        self.note(LOG_LEVEL, self.log_level.to_owned());
         if let Some(dockerd) = &self.node.dockerd {
             let info: Value =
                 serde_json::from_str(&dockerd.get("/info")?).context("dockerd's description")?;
@@ -306,16 +371,20 @@ impl<'a> Side<'a> {
                 storage.starts_with("overlay"),
                 "dockerd has {storage}, where this driver has an overlay"
             );
-            parts.push(("plugin", format!("dockerd {version} with {storage}")));
+            self.note("plugin", format!("dockerd {version} with {storage}"));
         } else if self.variation.driver == Driver::Go {
-            parts.push(("plugin", "nomad-driver-containerd".to_owned()));
-            parts.push(("sleep taken out", format!("{} ms", self.sleep.as_millis())));
+            self.note("plugin", "nomad-driver-containerd".to_owned());
+            self.note(SLEEP, format!("{} ms", self.sleep.as_millis()));
         } else {
-            let version =
-                version(plugin, &["--version"]).unwrap_or_else(|| "of an unknown version".to_owned());
-            parts.push(("plugin", format!("{version}, a {} build", build_of(plugin))));
+            let version = version(plugin, &["--version"]);
+            self.note("plugin", version.unwrap_or_else(|| "of an unknown version".to_owned()));
+            self.note(BUILD, build_of(plugin));
+            let health = self.client().driver_of_becomes(self.driver(), true)?;
+            let attribute = format!("driver.{}.{OCI_RUNTIME}", self.driver());
+            let runtime = health.attributes.and_then(|mut known| known.remove(&attribute));
+            self.note(OCI_RUNTIME, runtime.unwrap_or_else(|| "unknown".to_owned()));
         }
-        Ok(parts)
+        Ok(())
     }
 
     /// Returns the ends of the node's logs.
@@ -361,6 +430,29 @@ fn adjust(setup: &mut Setup, variation: &Variation) {
         }
     }
     setup.plugin_options = variation.option_lines(&OF_SETUP);
+    // The image would be pulled again within a measured start, wherever the rounds leave it unused for some minutes.
+    setup.image_gc = false;
+}
+
+/// Returns the time between two ticks of the clock by which the kernel notes the times of files.
+pub(crate) fn tick() -> Duration {
+    let tick = clock_getres(ClockId::RealtimeCoarse);
+    Duration::from_nanos(u64::try_from(tick.tv_nsec).unwrap_or_default())
+}
+
+/// Checks the time from a container's creation to its first write against the sleep that is in it.
+///
+/// # Errors
+/// Says which sleep is taken out of the times, and how long it takes.
+fn sleeps_for(sleep: Duration, took: Duration) -> Result<()> {
+    let is_it = took.checked_sub(sleep).is_some_and(|rest| rest < LONGEST_START);
+    ensure!(
+        is_it,
+        "--go-driver-sleep is {} ms, and it takes {} ms from a container's creation to its first write",
+        sleep.as_millis(),
+        took.as_millis()
+    );
+    Ok(())
 }
 
 /// Returns the names of the cgroups of tasks `main` of the driver in Go, which no other process has while its socket is
@@ -438,6 +530,15 @@ mod tests {
     fn a_build_is_known_by_cargos_directory() {
         let builds = ["/t/release/x", "/t/debug/x", "/usr/bin/x", "x"].map(|path| build_of(Path::new(path)));
         assert_eq!(builds, ["release", "debug", "unknown", "unknown"]);
+    }
+
+    #[test]
+    fn a_sleep_that_is_not_there_or_is_not_said_is_refused() {
+        let (sleep, ms) = (Duration::from_secs(5), Duration::from_millis);
+        assert!(sleeps_for(sleep, ms(5_140)).is_ok());
+        assert!(sleeps_for(sleep, ms(140)).unwrap_err().to_string().contains("it takes 140 ms"));
+        assert!(sleeps_for(Duration::ZERO, ms(140)).is_ok());
+        assert!(sleeps_for(Duration::ZERO, ms(5_140)).is_err());
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::random_samples::Noise;
-use crate::report_data::{FORMAT, Failure, Settings, Setup};
+use crate::report_data::{FORMAT, Failure, PointKind, Settings, Setup};
 
 fn args() -> Args {
     Args {
@@ -45,7 +45,7 @@ fn report(made_at: &str, series: Vec<Series>) -> Report {
             load_before: "0.1".to_owned(),
         },
         setups: names.into_iter().map(|name| Setup { name, parts: BTreeMap::new() }).collect(),
-        settings: Settings { iterations: 50, warm_up: 1, duration_ms: None },
+        settings: Settings { iterations: 50, warm_up: 1, duration_ms: None, details: Default::default() },
         series,
         scale: Vec::new(),
         timelines: Vec::new(),
@@ -165,6 +165,7 @@ fn setups_of_one_run_are_compared_turn_by_turn() {
 #[test]
 fn many_tasks_are_compared_as_any_other_series() {
     let point = |times: u64| ScalePoint {
+        kind: PointKind::Rest,
         setup: "a".to_owned(),
         path: "plugin".to_owned(),
         tasks: 50,

@@ -122,8 +122,9 @@ fn write(
         }
     }
     let (seconds, cpu_ms) = (begun.elapsed().as_secs_f64(), used() - before);
+    let expected = sum_of(&piece, pieces);
     for id in &ids {
-        let is_whole = is_whole(&directory(context, id), &piece, pieces)?;
+        let is_whole = is_whole(&directory(context, id), &expected)?;
         ensure!(is_whole, "what is in the files is not what task {id} wrote");
     }
     Ok(Run { collector, tasks, seconds, cpu_ms, idle_kb })
@@ -135,24 +136,28 @@ fn directory(context: &AgentContext, id: &str) -> PathBuf {
 
 /// Returns the script of a task that waits for the file `/alloc/data/go`, and then writes the file `/alloc/data/piece`
 /// so many times.
-pub(crate) fn script(pieces: usize) -> String {
+fn script(pieces: usize) -> String {
     format!(
         "trap 'exit 0' TERM; until [ -e /alloc/data/go ]; do sleep 0.05; done; i=0; while [ $i -lt {pieces} ]; do cat /alloc/data/piece; \
          i=$((i+1)); done; sleep 1000 & wait"
     )
 }
 
-/// Returns whether the log files of the task `main` have so many pieces, and nothing else.
+/// Returns the hash of so many pieces, one after the other.
+pub(crate) fn sum_of(piece: &[u8], pieces: usize) -> Vec<u8> {
+    (0..pieces).fold(Sha256::new(), |sum, _| sum.chain_update(piece)).finalize().to_vec()
+}
+
+/// Returns whether the log files of the task `main` have what has this hash.
 ///
 /// # Errors
 /// Fails if a file can't be read.
-pub(crate) fn is_whole(logs: &Path, piece: &[u8], pieces: usize) -> Result<bool> {
-    let expected = (0..pieces).fold(Sha256::new(), |sum, _| sum.chain_update(piece)).finalize();
+pub(crate) fn is_whole(logs: &Path, expected: &[u8]) -> Result<bool> {
     let mut sum = Sha256::new();
     for (_, path) in files(logs)? {
         sum.update(fs::read(path)?);
     }
-    Ok(sum.finalize() == expected)
+    Ok(sum.finalize().as_slice() == expected)
 }
 
 /// Returns the log files of the task `main` with their numbers, in the order in which they were written.

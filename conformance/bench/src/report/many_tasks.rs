@@ -22,10 +22,14 @@ const FIGURES: [Figure; 4] = [
     ("stop storm, time a task", |each| each.stop_ns, format::milliseconds),
     (
         "CPU time each second of a task that is read",
-        |each| Some(each.steady_cpu_ns_per_second as f64),
+        |each| each.steady_cpu_ns_per_second,
         format::milliseconds,
     ),
-    ("memory a task, everybody's share in it", |each| Some(each.memory_bytes / MEBIBYTE), format::mebibytes),
+    (
+        "memory a task, everybody's share in it",
+        |each| each.memory_bytes.map(|bytes| bytes / MEBIBYTE),
+        format::mebibytes,
+    ),
 ];
 
 /// The path whose setups share their drawings: each of them is a driver of its own.
@@ -119,7 +123,10 @@ fn figures(points: &[&ScalePoint], lines: &[Line<'_>]) -> String {
         let median = Distribution::of(samples).percentile(0.5);
         Cell::Figure(median.map_or("-".to_owned(), |ns| format::milliseconds(ns as f64)))
     };
-    let storm = |ns: u64| Cell::Figure(format!("{:.2} s", ns as f64 / 1e9));
+    let shown = |value: Option<f64>, shown: fn(f64) -> String| {
+        Cell::Figure(value.map_or_else(|| "-".to_owned(), shown))
+    };
+    let storm = |ns: u64| shown((ns > 0).then_some(ns as f64), |ns| format!("{:.2} s", ns / 1e9));
     let rows = points.iter().map(|point| {
         let each = PerTask::of(point);
         let line = lines.iter().find(|line| line.setup == point.setup && line.path == point.path);
@@ -135,8 +142,8 @@ fn figures(points: &[&ScalePoint], lines: &[Line<'_>]) -> String {
             median(&point.exec_ns),
             storm(point.stop_storm_ns),
             median(&point.stop_ns),
-            Cell::Figure(format::milliseconds(each.steady_cpu_ns_per_second as f64)),
-            Cell::Figure(format::bytes(each.memory_bytes)),
+            shown(each.steady_cpu_ns_per_second, format::milliseconds),
+            shown(each.memory_bytes, format::bytes),
             Cell::Long(parties(point)),
         ]
     });

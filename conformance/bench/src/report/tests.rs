@@ -40,7 +40,7 @@ fn report(setup: &str) -> Report {
             name: setup.to_owned(),
             parts: [("shim".to_owned(), "/s: 1.6".to_owned())].into(),
         }],
-        settings: Settings { iterations: 20, warm_up: 1, duration_ms: None },
+        settings: Settings { iterations: 20, warm_up: 1, duration_ms: None, details: Default::default() },
         series: vec![
             series("direct", Vec::new()),
             series("daemon", vec![Failure { turn: 3, error: "<script>alert(1)</script>".to_owned() }]),

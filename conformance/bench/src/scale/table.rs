@@ -52,10 +52,10 @@ fn render_point(text: &mut String, point: &ScalePoint, each: &PerTask) {
         ms(exec),
         seconds(point.stop_storm_ns),
         ms(each.stop_ns),
-        ms(Some(each.steady_cpu_ns_per_second as f64)),
+        ms(each.steady_cpu_ns_per_second),
         parties(&point.steady_cpu_ns_per_task_second, format::milliseconds),
         parties(&point.memory_bytes, format::bytes),
-        format::bytes(each.memory_bytes),
+        each.memory_bytes.map_or_else(|| "-".to_owned(), format::bytes),
     );
 }
 
