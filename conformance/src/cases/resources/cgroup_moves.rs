@@ -79,13 +79,11 @@ async fn idle(plugin: &Plugin) -> Result<(u64, u64)> {
     bail!("the plugin is idle, and its thread goes on: {before:?}")
 }
 
-async fn a_start_and_an_exec_open_the_window_and_an_idle_plugin_does_not(
-    case: &CaseContext,
-    plugin: &Plugin,
-) -> Result<()> {
+async fn a_start_and_an_exec_open_the_window_and_an_idle_plugin_does_not(case: &CaseContext) -> Result<()> {
     if !has_window()? {
         return skip("there are not both versions of cgroups here, or no move waits");
     }
+    let plugin = &mut case.plugin().await?;
     let before = fs::read_to_string(format!("/proc/{}/cgroup", plugin.pid()))?;
     let at_first = idle(plugin).await?;
     let task = case.run(plugin, &case.shell("sleep 600")).await?;
@@ -96,7 +94,7 @@ async fn a_start_and_an_exec_open_the_window_and_an_idle_plugin_does_not(
     ensure!(after_exec.0 > after_start.0, "nothing was written during an exec");
     task.end(plugin).await?;
     ensure_eq!(places(plugin)?, [before.clone(), before]);
-    Ok(())
+    plugin.shut_down().await
 }
 
 const TRACING: &str = "/sys/kernel/tracing";
@@ -172,14 +170,12 @@ impl Drop for LockTrace {
     }
 }
 
-async fn on_version_2_no_thread_of_the_plugin_waits_for_a_move(
-    case: &CaseContext,
-    plugin: &Plugin,
-) -> Result<()> {
+async fn on_version_2_no_thread_of_the_plugin_waits_for_a_move(case: &CaseContext) -> Result<()> {
     if !is_v2() {
         return skip("cgroup v1 is here");
     }
     let Some(trace) = LockTrace::begin()? else { return skip("the kernel has no such probes") };
+    let plugin = &mut case.plugin().await?;
     let task = case.run(plugin, &case.shell("sleep 600")).await?;
     for _ in 0..3 {
         ensure_eq!(task.exec(plugin, "true").await?.0, 0);
@@ -198,7 +194,7 @@ async fn on_version_2_no_thread_of_the_plugin_waits_for_a_move(
     let waiting: Vec<_> = takers.iter().filter(|taker| threads.contains(taker)).collect();
     println!("  a start and three execs: {} moves, of the plugin's {}", takers.len(), waiting.len());
     ensure!(waiting.is_empty(), "threads of the plugin have moved something: {waiting:?}");
-    Ok(())
+    plugin.shut_down().await
 }
 
 /// Asserts that a process is in the shims' cgroup of each hierarchy in which they have one.
