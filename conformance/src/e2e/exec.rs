@@ -25,9 +25,17 @@ pub const CASES: &[(&str, Case)] = named_cases![
 
 const SLEEP: &str = "trap 'exit 0' TERM; touch /alloc/data/ready; sleep 1000 & wait";
 
-fn streams_and_exit_code_are_kept_apart(context: &mut AgentContext) -> Result<()> {
-    let id = context.shell("exec-streams", SLEEP)?;
+/// Starts a task that takes commands.
+fn sleeper(context: &mut AgentContext, name: &str) -> Result<String> {
+    let id = context.shell(name, SLEEP)?;
     context.made(&id, "ready")?;
+    // The agent may hear of the start later than the script can tell of it, and refuses a command until then.
+    context.running(&id, "main")?;
+    Ok(id)
+}
+
+fn streams_and_exit_code_are_kept_apart(context: &mut AgentContext) -> Result<()> {
+    let id = sleeper(context, "exec-streams")?;
     let output = context.exec(&id, b"ping\n", &["sh", "-c", "cat; echo oops >&2; exit 9"])?;
     ensure!(output.code == Some(9), "exit code {:?}: {}", output.code, output.stderr());
     ensure!(output.stdout == b"ping\n", "stdout is {:?}", output.stdout());
@@ -36,8 +44,7 @@ fn streams_and_exit_code_are_kept_apart(context: &mut AgentContext) -> Result<()
 }
 
 fn the_exec_is_in_the_task(context: &mut AgentContext) -> Result<()> {
-    let id = context.shell("exec-inside", SLEEP)?;
-    context.made(&id, "ready")?;
+    let id = sleeper(context, "exec-inside")?;
     let script = "ls /alloc/data; cat /proc/1/comm; cat /app/greeting; echo $NOMAD_TASK_NAME $GREETING";
     let output = context.exec(&id, b"", &["sh", "-c", script])?;
     ensure!(output.code == Some(0), "exit code {:?}: {}", output.code, output.stderr());
@@ -47,8 +54,7 @@ fn the_exec_is_in_the_task(context: &mut AgentContext) -> Result<()> {
 }
 
 fn a_megabyte_comes_back_whole(context: &mut AgentContext) -> Result<()> {
-    let id = context.shell("exec-megabyte", SLEEP)?;
-    context.made(&id, "ready")?;
+    let id = sleeper(context, "exec-megabyte")?;
     let output = context.exec(&id, b"", &["sh", "-c", "yes | head -c 1048576"])?;
     ensure!(output.code == Some(0), "exit code {:?}: {}", output.code, output.stderr());
     ensure!(output.stdout.len() == 1024 * 1024, "{} bytes came", output.stdout.len());
@@ -56,8 +62,7 @@ fn a_megabyte_comes_back_whole(context: &mut AgentContext) -> Result<()> {
 }
 
 fn a_command_that_is_not_there_is_127(context: &mut AgentContext) -> Result<()> {
-    let id = context.shell("exec-missing", SLEEP)?;
-    context.made(&id, "ready")?;
+    let id = sleeper(context, "exec-missing")?;
     let output = context.exec(&id, b"", &["no-such-command"])?;
     ensure!(output.code == Some(127), "exit code {:?}: {}", output.code, output.stderr());
     ensure!(output.stderr().contains("no-such-command"), "stderr is {:?}", output.stderr());
@@ -77,8 +82,7 @@ fn exec_in_terminal(context: &AgentContext, id: &str, stdin: &[u8], inner: &str)
 }
 
 fn a_terminal_has_the_size_of_the_callers(context: &mut AgentContext) -> Result<()> {
-    let id = context.shell("exec-terminal", SLEEP)?;
-    context.made(&id, "ready")?;
+    let id = sleeper(context, "exec-terminal")?;
     let output = exec_in_terminal(context, &id, b"", "tty; sleep 0.5; stty size; exit 4")?;
     let text = output.stdout();
     ensure!(output.code == Some(4), "exit code {:?}: {text}", output.code);
@@ -89,8 +93,7 @@ fn a_terminal_has_the_size_of_the_callers(context: &mut AgentContext) -> Result<
 
 /// The expectations are those of Nomad's own tests of drivers (`plugins/drivers/testutils`).
 fn without_a_terminal_it_does_what_nomad_asks_of_drivers(context: &mut AgentContext) -> Result<()> {
-    let id = context.shell("exec-plain", SLEEP)?;
-    context.made(&id, "ready")?;
+    let id = sleeper(context, "exec-plain")?;
     for (script, stdin, code, stdout, stderr) in [
         ("echo one; echo two >&2; exit 43", "", 43, "one\n", "two\n"),
         ("for n in 1 2 3; do echo $n; sleep 0.2; done", "", 0, "1\n2\n3\n", ""),
@@ -107,8 +110,7 @@ fn without_a_terminal_it_does_what_nomad_asks_of_drivers(context: &mut AgentCont
 }
 
 fn with_a_terminal_it_does_what_nomad_asks_of_drivers(context: &mut AgentContext) -> Result<()> {
-    let id = context.shell("exec-typed", SLEEP)?;
-    context.made(&id, "ready")?;
+    let id = sleeper(context, "exec-typed")?;
     for (script, stdin, code, stdout) in [
         ("echo one; echo two >&2; exit 43", "", 43, "one\r\ntwo\r\n"),
         ("for n in 1 2 3; do echo $n; sleep 0.2; done", "", 0, "1\r\n2\r\n3\r\n"),
@@ -127,8 +129,7 @@ fn with_a_terminal_it_does_what_nomad_asks_of_drivers(context: &mut AgentContext
 }
 
 fn what_it_writes_is_in_the_task_and_not_on_the_host(context: &mut AgentContext) -> Result<()> {
-    let id = context.shell("exec-isolation", SLEEP)?;
-    context.made(&id, "ready")?;
+    let id = sleeper(context, "exec-isolation")?;
     let script = "file=$(mktemp) && echo inside >$file && echo $file";
     let file = context.exec(&id, b"", &["sh", "-c", script])?.stdout().trim().to_owned();
     ensure!(!file.is_empty() && !std::path::Path::new(&file).exists(), "{file:?} is on the host");
@@ -143,8 +144,7 @@ fn what_it_writes_is_in_the_task_and_not_on_the_host(context: &mut AgentContext)
 
 /// The command has to write, since the agent notices that its caller is gone only when it passes something on.
 fn a_caller_that_is_killed_takes_its_command_along(context: &mut AgentContext) -> Result<()> {
-    let id = context.shell("exec-killed", SLEEP)?;
-    context.made(&id, "ready")?;
+    let id = sleeper(context, "exec-killed")?;
     let is_of_command = |pid: &i32| {
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let line = String::from_utf8_lossy(&line).replace('\0', " ");
