@@ -36,8 +36,8 @@ async fn a_running_task_is_seen_in_all_its_parts(case: &CaseContext, plugin: &Pl
     // On v2 the only cgroup is the one that the agent made.
     ensure!(seen.iter().any(|line| line.starts_with("cgroup ")) != is_v2(), "cgroups among {seen:?}");
     task.end(plugin).await?;
-    ensure_eq!(case.census(), Vec::<String>::new());
-    Ok(())
+    // A spare shim that is being launched looks like the rest of something.
+    case.nothing_left_within(LIMIT)
 }
 
 /// Takes a census as `conformance census` does, for this driver.
