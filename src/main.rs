@@ -59,9 +59,10 @@ const IDLE: Duration = Duration::from_secs(2);
 /// Maximum number of blocking threads. A file system of the host that does not answer blocks one for each start that
 /// needs it.
 const MOST_BLOCKING: usize = 128;
-/// Time for open calls to end at a shutdown. Streams that the host holds open never end by themselves, and it kills the
-/// plugin two seconds after the request.
+/// Time for open calls to end at a shutdown. Streams that the host holds open never end by themselves.
 const DRAIN: Duration = Duration::from_millis(500);
+/// Time for all that is ended at a shutdown, such as spare shims: the host kills the plugin two seconds after the request.
+const SHUTDOWN: Duration = Duration::from_millis(1500);
 
 fn main() -> ExitCode {
     if let Some(ended) = gvisor::run_if_called() {
@@ -114,8 +115,8 @@ async fn serve(name: DriverName) -> Result<(), HandshakeError> {
         () = terminated() => {}
     }
     ended.cancel();
-    if tokio::time::timeout(DRAIN, serving).await.is_err() {
-        tracing::debug!("the agent still holds streams open; exiting anyway");
+    if tokio::time::timeout(SHUTDOWN, serving).await.is_err() {
+        tracing::debug!("not all was ended in time; the next plugin does it");
     }
     drop(interrupts);
     Ok(())
@@ -150,9 +151,16 @@ async fn run_server(name: DriverName, listener: UnixListener, stop: Arc<Notify>,
         ended.cancelled().await;
         driver.shut_down().await;
     };
+    let drained = async {
+        ended.cancelled().await;
+        tokio::time::sleep(DRAIN).await;
+    };
     let served = async {
-        if let Err(error) = served.await {
-            tracing::error!(%error, "the plugin's server failed");
+        tokio::select! {
+            served = served => if let Err(error) = served {
+                tracing::error!(%error, "the plugin's server failed");
+            },
+            () = drained => tracing::debug!("the agent still holds streams open; exiting anyway"),
         }
     };
     tokio::join!(served, shut_down);
