@@ -20,7 +20,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
 
-use super::FIRST_INHERITED_FD;
+use super::{Bundle, Error, FIRST_INHERITED_FD};
 use crate::sys::pidfd::ProcessHandle;
 use crate::sys::procfs::ProcessId;
 
@@ -50,11 +50,11 @@ pub(crate) struct DescriptorStore {
 }
 
 impl DescriptorStore {
-    /// Makes an empty store, for a shim that is to be launched with [`Self::ends`].
+    /// Makes an empty store.
     ///
     /// # Errors
     /// For want of descriptors or memory.
-    pub(super) fn new() -> io::Result<Self> {
+    fn new() -> io::Result<Self> {
         let (sender, receiver) =
             socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
         // Without the right to more, there is room for some hundred messages.
@@ -68,12 +68,16 @@ impl DescriptorStore {
         Self { sender, receiver, walking: Mutex::default(), released: Mutex::default() }
     }
 
-    /// Returns copies of the socket's ends, which the shim is to inherit before any other descriptor.
+    /// Makes a store for the shim of a directory, with copies of the socket's ends, which the shim is to inherit before any
+    /// other descriptor.
     ///
     /// # Errors
-    /// For want of descriptors.
-    pub(super) fn ends(&self) -> io::Result<Vec<OwnedFd>> {
-        Ok(vec![self.sender.try_clone()?, self.receiver.try_clone()?])
+    /// For want of descriptors or memory; names the directory.
+    pub(super) fn new_in(bundle: &Bundle) -> Result<(Vec<OwnedFd>, Self), Error> {
+        let with_ends =
+            |store: Self| Ok((vec![store.sender.try_clone()?, store.receiver.try_clone()?], store));
+        let made = Self::new().and_then(with_ends);
+        made.map_err(Error::file("make a store of descriptors for", bundle.directory()))
     }
 
     /// Opens the store of a shim that was launched with one by an earlier plugin.

@@ -22,7 +22,9 @@ use tokio::process::Command;
 use super::processes;
 use super::runtime::{find_shim, is_executable};
 use super::start_inputs::{FileId, StartInputs};
-use super::{Bundle, DEFAULT_PATH, Error, EventSocket, FIRST_INHERITED_FD, Family, excerpt, socket};
+use super::{
+    Bundle, Connection, DEFAULT_PATH, Error, EventSocket, FIRST_INHERITED_FD, Family, Shim, excerpt, socket,
+};
 use crate::gvisor;
 use crate::sys::blocking;
 use crate::sys::cgroup_spawn::Cgroups;
@@ -345,6 +347,22 @@ impl Launcher {
             reason: reason.to_string(),
             transient: false,
         }
+    }
+
+    /// Starts a shim that is for no container yet, and writes it down in its directory.
+    ///
+    /// # Errors
+    /// As [`Self::start`], or when the shim does not answer, can't be told or not be written down.
+    pub(super) async fn launch_ahead(
+        &self,
+        bundle: &Bundle,
+        id: &str,
+        inherited: &[OwnedFd],
+    ) -> Result<Shim, Error> {
+        let bootstrap = self.start(bundle, id, inherited).await?;
+        let connection = Connection::open(&bootstrap, id).await?;
+        let pid = connection.pid_of_fresh_shim().await?;
+        self.note_shim(bootstrap, bundle, id, pid).await
     }
 
     /// Removes the socket of a shim that was cut off before it was written down in the bundle: the socket's name is a

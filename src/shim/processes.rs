@@ -147,9 +147,7 @@ impl Launcher {
             for child in procfs::children(process.pid) {
                 let Ok(Some(held)) = ProcessHandle::open(child) else { continue };
                 if is_runtime_for(child.pid, &of) {
-                    let started = procfs::descendants(child);
-                    held.kill();
-                    started.into_iter().for_each(pidfd::kill);
+                    kill_with_started(&held, child);
                 }
             }
         });
@@ -170,10 +168,8 @@ impl Launcher {
                 let Ok(Some(process)) = ProcessHandle::open(shim) else { continue };
                 if launcher.is_shim(shim.pid, &bundle, &of) {
                     tracing::warn!(container = of, pid = shim.pid, "killing a stale shim");
-                    let started = procfs::descendants(shim);
                     let socket = socket_in(&procfs::command_line(shim.pid));
-                    process.kill();
-                    started.into_iter().for_each(pidfd::kill);
+                    kill_with_started(&process, shim);
                     remove(socket);
                 }
             }
@@ -221,6 +217,14 @@ impl Launcher {
         is_shim_of(&line, &self.namespace, &self.address, id)
             || (is_spare(&line) && works_in(pid, bundle.directory()))
     }
+}
+
+/// Kills a process, which `process` holds, and all that it has started.
+pub(super) fn kill_with_started(process: &ProcessHandle, id: ProcessId) {
+    // Afterwards they are another's children.
+    let started = procfs::descendants(id);
+    process.kill();
+    started.into_iter().for_each(pidfd::kill);
 }
 
 /// Returns whether a child of a shim's is a runtime that was called for a container, and no process of a container's.
@@ -275,9 +279,7 @@ pub(super) async fn end_removed_below(directory: &Path, known: Vec<ProcessId>) {
             let Ok(Some(process)) = ProcessHandle::open(id) else { continue };
             let line = procfs::command_line(pid);
             if (is_spare(&line) || is_shared(&line)) && !known.contains(&id) {
-                let started = procfs::descendants(id);
-                process.kill();
-                started.into_iter().for_each(pidfd::kill);
+                kill_with_started(&process, id);
                 remove(socket_in(&line));
             }
         }

@@ -11,12 +11,12 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::launch::LaunchKind;
-use super::processes::{SHARED_PREFIX, blocking, end_removed_below};
+use super::processes::{SHARED_PREFIX, blocking, end_removed_below, kill_with_started};
 use super::spare::Place;
 use super::start_inputs::FileId;
 use super::{Bundle, Connection, DescriptorStore, Error, Launcher, Shim, bundles, own_id};
 use crate::sys::error_chain::Chained;
-use crate::sys::pidfd::{self, ProcessHandle};
+use crate::sys::pidfd::ProcessHandle;
 use crate::sys::procfs;
 
 /// Directory of the shared shims in the state directory. No namespace of containerd's has such a name.
@@ -94,14 +94,10 @@ impl SharedPlace {
         let path = launcher.binary.clone();
         let make = move |bundle: &Bundle| {
             bundle.create(&path)?;
-            let made = DescriptorStore::new().and_then(|store| Ok((store.ends()?, store)));
-            made.map_err(Error::file("make a store of descriptors for", bundle.directory()))
+            DescriptorStore::new_in(bundle)
         };
         let (ends, store) = bundle.off_thread(make).await?;
-        let bootstrap = launcher.start(bundle, id, &ends).await?;
-        let connection = Connection::open(&bootstrap, id).await?;
-        let pid = connection.pid_of_fresh_shim().await?;
-        let shim = launcher.note_shim(bootstrap, bundle, id, pid).await?;
+        let shim = launcher.launch_ahead(bundle, id, &ends).await?;
         Ok((shim, Arc::new(store)))
     }
 
@@ -166,9 +162,7 @@ impl SharedPlace {
             let process = shim.process();
             let killed = blocking(move || -> std::io::Result<()> {
                 let Some(shim) = ProcessHandle::open(process)? else { return Ok(()) };
-                let started = procfs::descendants(process);
-                shim.kill();
-                started.into_iter().for_each(pidfd::kill);
+                kill_with_started(&shim, process);
                 Ok(())
             });
             has_ended = killed.await.flatten().is_ok() && launcher.exits_within(shim, bundle, id, ENDS).await;
@@ -178,7 +172,7 @@ impl SharedPlace {
         }
         shim.remove_socket().await;
         launcher.remove_socket(id).await;
-        if !self.remove().await {
+        if !self.place(launcher).remove().await {
             return SharedEnd::Unknown;
         }
         noted().retired.remove(id);
@@ -197,18 +191,12 @@ impl SharedPlace {
         if !sure && blocking(is_busy).await.unwrap_or(true) {
             return false;
         }
-        let place = Place { id: self.id.clone(), bundle: self.bundle.clone(), launcher: launcher.clone() };
-        place.clear().await
+        self.place(launcher).clear().await
     }
 
-    async fn remove(&self) -> bool {
-        match self.bundle.off_thread(Bundle::remove).await {
-            Ok(()) => true,
-            Err(error) => {
-                tracing::debug!(shim = self.id, error = %error.chain(), "can't remove the directory of a shared shim yet");
-                false
-            }
-        }
+    /// Returns the place as that of a shim that is no container's.
+    fn place(&self, launcher: &Launcher) -> Place {
+        Place { id: self.id.clone(), bundle: self.bundle.clone(), launcher: launcher.clone() }
     }
 }
 

@@ -68,17 +68,14 @@ impl Place {
                     (readers.into_iter().flatten().collect(), None)
                 }
                 Holds::Store => {
-                    let made = DescriptorStore::new().and_then(|store| Ok((store.ends()?, Some(store))));
-                    made.map_err(Error::file("make a store of descriptors for", bundle.directory()))?
+                    let (ends, store) = DescriptorStore::new_in(bundle)?;
+                    (ends, Some(store))
                 }
             };
             Ok((binary, inherited, store))
         };
         let (binary, inherited, store): (_, Vec<OwnedFd>, _) = bundle.off_thread(make).await?;
-        let bootstrap = launcher.start(bundle, id, &inherited).await?;
-        let connection = Connection::open(&bootstrap, id).await?;
-        let pid = connection.pid_of_fresh_shim().await?;
-        let shim = launcher.note_shim(bootstrap, bundle, id, pid).await?;
+        let shim = launcher.launch_ahead(bundle, id, &inherited).await?;
         let place = Arc::clone(self);
         let process = Init::open(shim.process()).map(Arc::new);
         Ok(Spare { place, binary, shim, holds, store: store.map(Arc::new), process })
@@ -121,11 +118,11 @@ impl Place {
         true
     }
 
-    async fn remove(&self) -> bool {
+    pub(super) async fn remove(&self) -> bool {
         match self.bundle.off_thread(Bundle::remove).await {
             Ok(()) => true,
             Err(error) => {
-                tracing::debug!(spare = self.id, error = %error.chain(), "can't remove the directory of a spare shim yet");
+                tracing::debug!(shim = self.id, error = %error.chain(), "can't remove the directory of a shim without tasks yet");
                 false
             }
         }

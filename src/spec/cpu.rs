@@ -67,7 +67,7 @@ fn shares(mhz: i64, part_of_node: f64) -> u64 {
     reason = "a period is a second at most"
 )]
 fn quota_us(period_us: u64, part_of_node: f64, processors: usize) -> i64 {
-    let quota = part_of_node * period_us as f64 * processors.max(1) as f64;
+    let quota = cpus(part_of_node, processors) * period_us as f64;
     quota.round().max(MIN_QUOTA_US) as i64
 }
 
@@ -79,8 +79,12 @@ pub(crate) fn hard_limited(
 ) -> Option<f64> {
     requested.hard_limit_period_us?;
     let part_of_node = resources.linux_resources.as_ref()?.percent_ticks;
-    #[expect(clippy::cast_precision_loss, reason = "no machine has that many CPUs")]
-    Some(part_of_node * host.processors.len().max(1) as f64)
+    Some(cpus(part_of_node, host.processors.len()))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "no machine has that many CPUs")]
+fn cpus(part_of_node: f64, processors: usize) -> f64 {
+    part_of_node * processors.max(1) as f64
 }
 
 #[cfg(test)]

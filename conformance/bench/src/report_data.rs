@@ -142,6 +142,25 @@ pub(crate) struct ScalePoint {
 }
 
 impl ScalePoint {
+    /// Returns a point without anything measured.
+    pub(crate) fn empty(kind: PointKind, setup: &str, path: &str, tasks: u32) -> Self {
+        Self {
+            kind,
+            setup: setup.to_owned(),
+            path: path.to_owned(),
+            tasks,
+            start_ns: Vec::new(),
+            stop_ns: Vec::new(),
+            exec_ns: Vec::new(),
+            start_storm_ns: 0,
+            stop_storm_ns: 0,
+            failures: Vec::new(),
+            steady_cpu_ns_per_task_second: BTreeMap::new(),
+            memory_bytes: BTreeMap::new(),
+            anonymous_bytes: BTreeMap::new(),
+        }
+    }
+
     /// Returns whether all of the tasks came up, ran and ended. The figures of any other point are of fewer tasks than they
     /// are divided by.
     pub(crate) fn is_whole(&self) -> bool {

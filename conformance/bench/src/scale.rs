@@ -95,21 +95,7 @@ async fn measure(args: &Args, setups: &Setups) -> Result<Vec<ScalePoint>> {
 
 /// Measures one count of tasks on one target.
 async fn at(count: u32, target: &Target, steady: Duration, group: Option<&Group>) -> Result<ScalePoint> {
-    let mut point = ScalePoint {
-        kind: PointKind::Rest,
-        setup: target.setup.clone(),
-        path: target.path.name().to_owned(),
-        tasks: count,
-        start_ns: Vec::new(),
-        stop_ns: Vec::new(),
-        exec_ns: Vec::new(),
-        start_storm_ns: 0,
-        stop_storm_ns: 0,
-        failures: Vec::new(),
-        steady_cpu_ns_per_task_second: Default::default(),
-        memory_bytes: Default::default(),
-        anonymous_bytes: Default::default(),
-    };
+    let mut point = ScalePoint::empty(PointKind::Rest, &target.setup, target.path.name(), count);
     let mut tasks = start_all(target, &mut point).await;
     if !tasks.is_empty() {
         read_all(&mut tasks, target, steady, group, &mut point).await?;

@@ -70,8 +70,9 @@ impl Start<'_> {
             ShimSharing::Allocation => self.config.alloc_id.clone(),
             ShimSharing::Node => ShimSharing::Node.name().to_owned(),
         };
-        let resources = self.config.resources.clone().unwrap_or_default();
-        let cpus = spec::hard_limited_cpus(&options.limits.cpu, &resources, node);
+        let resources = self.config.resources.as_ref();
+        let cpus =
+            resources.and_then(|resources| spec::hard_limited_cpus(&options.limits.cpu, resources, node));
         let needs_own = runtime.family != Family::Runc
             || options.namespaces.pid_mode == Sharing::Host
             || !devices.hooks.is_empty()

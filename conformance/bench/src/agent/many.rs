@@ -1,6 +1,5 @@
 //! Many tasks of one job on a side: their starts and stops, and what they cost while they are at rest.
 
-use std::collections::BTreeMap;
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -137,21 +136,7 @@ fn not_running(ids: &[String], group: u32, states: &[Allocation]) -> Vec<Failure
 
 /// Returns a point without anything measured.
 pub(crate) fn point(setup: &str, tasks: u32, kind: PointKind) -> ScalePoint {
-    ScalePoint {
-        kind,
-        setup: setup.to_owned(),
-        path: PATH.to_owned(),
-        tasks,
-        start_ns: Vec::new(),
-        stop_ns: Vec::new(),
-        exec_ns: Vec::new(),
-        start_storm_ns: 0,
-        stop_storm_ns: 0,
-        failures: Vec::new(),
-        steady_cpu_ns_per_task_second: BTreeMap::new(),
-        memory_bytes: BTreeMap::new(),
-        anonymous_bytes: BTreeMap::new(),
-    }
+    ScalePoint::empty(kind, setup, PATH, tasks)
 }
 
 /// Starts many tasks, those of one side after those of the other, measures the usage of all sides while they are at
