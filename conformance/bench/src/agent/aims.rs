@@ -48,7 +48,7 @@ const fn call(setup: &'static str, call: &'static str) -> Figure {
 }
 
 /// The aims. One whose variation isn't measured has no figure.
-const AIMS: [Aim; 14] = [
+const AIMS: [Aim; 18] = [
     over("first write, defaults", call("runc", FIRST_WRITE), call(GO, FIRST_WRITE), 0.9),
     over("first write, own logs, runc", call("runc-logs", FIRST_WRITE), call(GO, FIRST_WRITE), 0.4),
     over("first write, own logs, auto with crun", call(AUTO, FIRST_WRITE), call(GO, FIRST_WRITE), 0.25),
@@ -73,10 +73,18 @@ const AIMS: [Aim; 14] = [
         Figure::Memory("shared-allocation", 200),
         0.9,
     ),
+    alone("the same, shim in Rust, one a node", Figure::Memory("rust-shared-node", 200), 0.3),
+    alone(
+        "the same, shim in Rust, one an allocation of four",
+        Figure::Memory("rust-shared-allocation", 200),
+        0.9,
+    ),
     alone("failed of 500 idle tasks, all rounds", Figure::Failed("runc-logs", 500), 0.0),
+    alone("the same, shim in Rust, one a node", Figure::Failed("rust-shared-node", 500), 0.0),
     alone("CPU ms a task-second, 500 idle tasks", Figure::Cpu("runc-logs", 500), 0.15),
+    alone("the same, shim in Rust, one a node", Figure::Cpu("rust-shared-node", 500), 0.15),
     over(
-        "logs of one task, Rust shim, time over logmon's (over 100 kills of the plugin: hack/faults)",
+        "logs of one task, Rust shim, time over logmon's (100 kills of the plugin: a case of the suite)",
         call("rust-shim-logs", LOGS),
         call("rust-shim", LOGS),
         1.0 / 1.5,

@@ -13,7 +13,7 @@ use crate::report_data::NotMeasured;
 
 /// Variations that need no words of the caller's. Each is a line as [`Variation::parse`] reads it. Tables and aims know
 /// them by their names. Those that differ in a start alone have single tasks alone.
-const BUILT_IN: [&str; 18] = [
+const BUILT_IN: [&str; 20] = [
     "name=docker,driver=docker,runtime=runc,most=200",
     "name=as-docker,driver=as-docker,runtime=runc,most=200",
     "name=go-driver,driver=go-driver,runtime=runc,most=200",
@@ -32,6 +32,8 @@ const BUILT_IN: [&str; 18] = [
     "name=rust-shim-crun-logs,shim=rust,runtime=crun,only=single,log_collection=driver",
     "name=shared-node,runtime=runc,most=200,rest=3,only=single+rest,shim_sharing=node",
     "name=shared-allocation,runtime=runc,most=200,group=4,rest=3,only=single+rest,shim_sharing=allocation",
+    "name=rust-shared-node,shim=rust,runtime=runc,rest=3,only=rest,shim_sharing=node,log_collection=driver",
+    "name=rust-shared-allocation,shim=rust,runtime=runc,most=200,group=4,rest=3,only=rest,shim_sharing=allocation",
 ];
 /// Most tasks at a time of a variation that says nothing of it.
 const MOST: u32 = 10_000;
