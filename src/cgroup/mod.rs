@@ -20,7 +20,9 @@ mod usage;
 
 use std::io;
 use std::path::{Component, Path, PathBuf};
+use std::sync::LazyLock;
 
+use nix::sys::statfs::{CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, statfs};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use kill::{kill_all, remove, remove_empty};
@@ -29,7 +31,7 @@ pub(crate) use move_window::MoveWindow;
 pub(crate) use oom::OomWatch;
 pub(crate) use processes::listed;
 pub(crate) use shims::of_shims;
-pub(crate) use usage::Usage;
+pub(crate) use usage::{Usage, UsageFiles};
 
 const ROOT: &str = "/sys/fs/cgroup";
 
@@ -40,8 +42,12 @@ pub(crate) enum Mode {
     V2,
 }
 
+static MODE: LazyLock<Mode> =
+    LazyLock::new(|| if Path::new(ROOT).join("cgroup.controllers").exists() { Mode::V2 } else { Mode::V1 });
+
+/// Returns the machine's version, which never changes.
 pub(crate) fn mode() -> Mode {
-    if Path::new(ROOT).join("cgroup.controllers").exists() { Mode::V2 } else { Mode::V1 }
+    *MODE
 }
 
 /// Paths of a task's cgroup.
@@ -163,7 +169,14 @@ fn directories(path: &Path) -> io::Result<Vec<PathBuf>> {
         }
     };
     let found = hierarchies.iter().map(|hierarchy| below(hierarchy, path));
-    Ok(found.filter(|directory| directory.is_dir()).collect())
+    Ok(found.filter(|directory| is_kernels(directory)).collect())
+}
+
+/// Returns whether a directory is a cgroup. Beside those of the hierarchies there may be a plain one, such as where a
+/// hierarchy was mounted once: crun writes a container's pid into a plain file there, which nobody takes out again.
+fn is_kernels(directory: &Path) -> bool {
+    statfs(directory)
+        .is_ok_and(|found| [CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC].contains(&found.filesystem_type()))
 }
 
 /// Returns a value of one of the kernel's `key value` files; 0 if it isn't counted.
@@ -179,6 +192,18 @@ fn value(text: &str, key: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_directory_of_another_file_system_is_no_cgroup() {
+        let plain = tempfile::tempdir().unwrap();
+        std::fs::write(plain.path().join("cgroup.procs"), "1").unwrap();
+        assert!(!is_kernels(plain.path()) && !is_kernels(&plain.path().join("missing")));
+        let hierarchy = match mode() {
+            Mode::V1 => "pids",
+            Mode::V2 => "",
+        };
+        assert!(is_kernels(&Path::new(ROOT).join(hierarchy)));
+    }
 
     #[test]
     fn a_tasks_cgroup_path_follows_nomad() {

@@ -1,6 +1,6 @@
 //! Moves the hugetlb controller to cgroup v1 while figures are taken. On a machine with both versions of cgroups, crun
-//! needs all controllers on v1. Where hugetlb is on v2, it is mounted as v1 in a mount namespace of our own, and given
-//! back afterwards.
+//! needs all controllers on v1. Where hugetlb is on v2, or on a v1 that is mounted nowhere, it is mounted as v1 in a mount
+//! namespace of our own, and given back afterwards.
 
 use std::fs;
 use std::process::Command;
@@ -27,7 +27,8 @@ impl Hugetlb {
     /// Mounts hugetlb as v1 if crun needs it. Must be called while the process has one thread: existing ones would not
     /// see the mount. If the mount fails, crun reports the controller itself.
     pub fn move_to_v1() -> Self {
-        let needed = is_on_v2() && fixture::process::output(Command::new("crun").arg("--version")).is_ok();
+        let needed = (is_on_v2() || is_left_on_v1())
+            && fixture::process::output(Command::new("crun").arg("--version")).is_ok();
         let mounted = needed
             && mount_privately()
                 .inspect_err(|error| eprintln!("hugetlb stays on cgroup v2: {error:#}"))
@@ -53,6 +54,16 @@ fn mount_v1() -> Result<()> {
 fn is_on_v2() -> bool {
     let controllers = fs::read_to_string("/sys/fs/cgroup/unified/cgroup.controllers").unwrap_or_default();
     controllers.split_whitespace().any(|name| name == "hugetlb")
+}
+
+/// Returns whether hugetlb is on a v1 that isn't mounted: what is left of a run of which a cgroup was not removed. crun
+/// would take the directory of the mount for a hierarchy.
+fn is_left_on_v1() -> bool {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let is_mounted = mounts.lines().any(|line| line.split_whitespace().nth(1) == Some(POINT));
+    let enabled = fs::read_to_string("/proc/cgroups").unwrap_or_default();
+    let hierarchy = enabled.lines().find_map(|line| line.strip_prefix("hugetlb\t")?.split('\t').next());
+    !is_mounted && hierarchy.is_some_and(|id| id != "0")
 }
 
 impl Drop for Hugetlb {
