@@ -1,18 +1,22 @@
 //! Resource usage of a task, read from the files of its cgroup: the same as from a shim of the runc family, for the
 //! cost of the reads only, and with values that no shim sends.
 //!
-//! The files are opened each time, which is most of a read (5 of 7 µs a file). Held open they would cost the plugin
-//! nine descriptors a task, of an agent's limit that may be as low as 1,024.
+//! To open a file is most of a read (5 of 7 µs a file). So the files are held open for as long as somebody reads them, where
+//! the plugin has descriptors to spare: there are nine for each task, and an agent's limit may be as low as 1,024.
 //!
 //! Source of the facts: Linux `Documentation/admin-guide/cgroup-v1` (`memory.rst`, `cpuacct.rst`), `cgroup-v2.rst`,
 //! `Documentation/scheduler/sched-bwc.rst`.
 
+use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::{Cgroup, Mode, ROOT, below, counter, mode, value};
+use super::{Cgroup, Mode, counter, mode, value};
+use crate::sys::open_files::OpenFiles;
 
 /// Resource usage of a container. Times count from its start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -40,32 +44,97 @@ pub(crate) struct Usage {
 /// Size of the read buffer: more than any of the files has, `memory.stat` included.
 const READ_BYTES: usize = 4 << 10;
 
-impl Cgroup {
+/// Most files of a task that are read.
+const FILES: u64 = 9;
+
+/// Number of files that may be held open by now.
+static HELD: AtomicU64 = AtomicU64::new(0);
+
+/// A file by its hierarchy, which is empty on v2, and its name.
+type Name = (&'static str, &'static str);
+
+/// The files that a task's usage is read from.
+pub(crate) struct UsageFiles {
+    cgroup: Cgroup,
+    /// The files that are held open. `None` where there is no room for them.
+    held: Option<Held>,
+}
+
+struct Held {
+    files: HashMap<Name, File>,
+    _room: Room,
+}
+
+/// Room for the files of a task among all that may be held open.
+struct Room(&'static AtomicU64);
+
+impl Room {
+    /// Counts the files of one more task as `held`, if the limit has that many to spare.
+    fn take(held: &'static AtomicU64, limit: OpenFiles) -> Option<Self> {
+        let more = |held: u64| held.checked_add(FILES).filter(|held| *held <= limit.to_spare());
+        held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok().map(|_| Self(held))
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.0.fetch_sub(FILES, Ordering::Relaxed);
+    }
+}
+
+impl UsageFiles {
+    /// Returns the files of a task, which are held open from their first read on until this is dropped, if there is room for
+    /// them.
+    pub(crate) fn of(cgroup: Cgroup) -> Self {
+        let room = Room::take(&HELD, OpenFiles::now());
+        Self { cgroup, held: room.map(|room| Held { files: HashMap::new(), _room: room }) }
+    }
+
     /// Reads the task's usage. Blocking, for as long as the kernel takes to sum up: not for an async thread.
     ///
     /// # Errors
     /// If a file can't be read that every cgroup with limits has: the cgroup is gone, or its controllers are elsewhere.
-    pub(crate) fn usage(&self) -> io::Result<Usage> {
-        let root = Path::new(ROOT);
+    pub(crate) fn read(&mut self) -> io::Result<Usage> {
+        let Self { cgroup, held } = self;
+        let mut text = |name: Name| {
+            let (hierarchy, file) = name;
+            let path = cgroup.directory_in(hierarchy).join(file);
+            let text = match held {
+                None => File::open(&path).and_then(|file| text(&file)),
+                Some(held) => text_held(&mut held.files, name, &path),
+            };
+            text.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+        };
         match mode() {
-            Mode::V1 => on_v1(&|controller| below(&root.join(controller), &self.path)),
-            Mode::V2 => on_v2(&below(root, &self.path)),
+            Mode::V1 => on_v1(&mut text),
+            Mode::V2 => on_v2(&mut text),
         }
     }
 }
 
+/// Reads a file that is held open, or opens it, to be held if it can be read.
+fn text_held(held: &mut HashMap<Name, File>, name: Name, path: &Path) -> io::Result<String> {
+    let file = held.remove(&name).map_or_else(|| File::open(path), Ok)?;
+    let text = text(&file)?;
+    held.insert(name, file);
+    Ok(text)
+}
+
+/// Reads a file by its name.
+type Reader<'a> = &'a mut dyn FnMut(Name) -> io::Result<String>;
+
 /// Reads the files of cgroup v1. Times are in nanoseconds, except for user and system time, which are in ticks.
-fn on_v1(directory: &dyn Fn(&str) -> PathBuf) -> io::Result<Usage> {
-    let (memory, cpuacct) = (directory("memory"), directory("cpuacct"));
-    let times = text(&cpuacct, "cpuacct.stat")?;
-    let throttling = text(&directory("cpu"), "cpu.stat").unwrap_or_default();
-    let parts = text(&memory, "memory.stat")?;
-    let memory_bytes = number(&memory, "memory.usage_in_bytes")?;
-    let counted = |file| number(&memory, file).ok();
+fn on_v1(text: Reader<'_>) -> io::Result<Usage> {
+    let times = text(("cpuacct", "cpuacct.stat"))?;
+    let throttling = text(("cpu", "cpu.stat")).unwrap_or_default();
+    let parts = text(("memory", "memory.stat"))?;
+    let memory_bytes = number(text, ("memory", "memory.usage_in_bytes"))?;
+    let cpu_nanos = number(text, ("cpuacct", "cpuacct.usage"))?;
+    let mut counted = |file| number(text, ("memory", file)).ok();
     // Swap on v1 means memory and swap together.
     let both = counted("memory.memsw.usage_in_bytes");
     Ok(Usage {
-        cpu_total: Duration::from_nanos(number(&cpuacct, "cpuacct.usage")?),
+        cpu_total: Duration::from_nanos(cpu_nanos),
         cpu_user: Some(ticks(counter(&times, "user"))),
         cpu_system: Some(ticks(counter(&times, "system"))),
         throttled_periods: counter(&throttling, "nr_throttled"),
@@ -81,8 +150,8 @@ fn on_v1(directory: &dyn Fn(&str) -> PathBuf) -> io::Result<Usage> {
 }
 
 /// Reads the files of cgroup v2. Times are in microseconds.
-fn on_v2(directory: &Path) -> io::Result<Usage> {
-    let (cpu, parts) = (text(directory, "cpu.stat")?, text(directory, "memory.stat")?);
+fn on_v2(text: Reader<'_>) -> io::Result<Usage> {
+    let (cpu, parts) = (text(("", "cpu.stat"))?, text(("", "memory.stat"))?);
     let micros = |key| Duration::from_micros(counter(&cpu, key));
     Ok(Usage {
         cpu_total: micros("usage_usec"),
@@ -92,9 +161,9 @@ fn on_v2(directory: &Path) -> io::Result<Usage> {
         throttled: micros("throttled_usec"),
         rss_bytes: Some(counter(&parts, "anon")),
         cache_bytes: counter(&parts, "file"),
-        memory_bytes: number(directory, "memory.current")?,
-        memory_max_bytes: number(directory, "memory.peak").ok(),
-        swap_bytes: number(directory, "memory.swap.current").ok(),
+        memory_bytes: number(text, ("", "memory.current"))?,
+        memory_max_bytes: number(text, ("", "memory.peak")).ok(),
+        swap_bytes: number(text, ("", "memory.swap.current")).ok(),
         kernel_bytes: value(&parts, "kernel"),
         kernel_max_bytes: None,
     })
@@ -106,27 +175,22 @@ fn ticks(count: u64) -> Duration {
     Duration::from_secs(count / per_second) + rest
 }
 
-fn text(directory: &Path, file: &str) -> io::Result<String> {
-    let path = directory.join(file);
-    let read = || {
-        let mut file = File::open(&path)?;
-        let mut text = Vec::new();
-        let mut part = [0; READ_BYTES];
-        loop {
-            let length = file.read(&mut part)?;
-            text.extend_from_slice(&part[..length]);
-            // The kernel writes such a file as a whole, so a short read is its end.
-            if length < part.len() {
-                return String::from_utf8(text).map_err(io::Error::other);
-            }
+fn text(file: &File) -> io::Result<String> {
+    let mut text = Vec::new();
+    let mut part = [0; READ_BYTES];
+    loop {
+        let length = file.read_at(&mut part, text.len() as u64)?;
+        text.extend_from_slice(&part[..length]);
+        // The kernel writes such a file as a whole, so a short read is its end.
+        if length < part.len() {
+            return String::from_utf8(text).map_err(io::Error::other);
         }
-    };
-    read().map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+    }
 }
 
-fn number(directory: &Path, file: &str) -> io::Result<u64> {
-    let text = text(directory, file)?;
-    text.trim().parse().map_err(|_| io::Error::other(format!("{file} is not a number: {text:?}")))
+fn number(text: Reader<'_>, name: Name) -> io::Result<u64> {
+    let text = text(name)?;
+    text.trim().parse().map_err(|_| io::Error::other(format!("{} is not a number: {text:?}", name.1)))
 }
 
 #[cfg(test)]
@@ -141,19 +205,58 @@ mod tests {
         }
     }
 
+    fn below(root: &Path, (hierarchy, file): Name) -> io::Result<String> {
+        let path = root.join(hierarchy).join(file);
+        let read = std::fs::read_to_string(&path);
+        read.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+    }
+
+    #[test]
+    fn a_file_is_held_until_it_can_not_be_read() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("memory.stat");
+        let (name, mut held) = (("", "memory.stat"), HashMap::new());
+        assert!(text_held(&mut held, name, &path).is_err() && held.is_empty());
+        for stat in ["1\n", "22\n"] {
+            std::fs::write(&path, stat).unwrap();
+            assert_eq!(text_held(&mut held, name, &path).unwrap(), stat);
+            assert_eq!(held.len(), 1);
+        }
+        held.insert(name, File::open(root.path()).unwrap());
+        assert!(text_held(&mut held, name, &path).is_err() && held.is_empty());
+        assert_eq!(text_held(&mut held, name, &path).unwrap(), "22\n");
+    }
+
+    #[test]
+    fn files_are_held_while_there_is_room() {
+        static HELD: AtomicU64 = AtomicU64::new(0);
+        let limit = OpenFiles { soft: 7508, hard: 7508 };
+        let take = || Room::take(&HELD, limit);
+        let mut all: Vec<_> = (0..100).filter_map(|_| take()).collect();
+        assert_eq!(all.len(), 28);
+        all.pop();
+        assert!(take().is_some() && take().is_some());
+        drop(all);
+        assert_eq!(HELD.load(Ordering::Relaxed), 0);
+    }
+
     #[test]
     fn long_files_are_read_in_several_reads() {
         let root = tempfile::tempdir().unwrap();
         for length in [0, 1, READ_BYTES - 1, READ_BYTES, READ_BYTES + 1, 3 * READ_BYTES] {
             write(root.path(), &[("memory.stat", &"x".repeat(length))]);
-            assert_eq!(text(root.path(), "memory.stat").unwrap().len(), length);
+            let file = File::open(root.path().join("memory.stat")).unwrap();
+            // A second time from the beginning.
+            for _ in 0..2 {
+                assert_eq!(text(&file).unwrap().len(), length);
+            }
         }
     }
 
     #[test]
     fn v1_has_ticks_nanoseconds_and_the_whole_tree_in_its_totals() {
         let root = tempfile::tempdir().unwrap();
-        let read = || on_v1(&|controller| root.path().join(controller));
+        let read = || on_v1(&mut |name| below(root.path(), name));
         write(
             root.path(),
             &[
@@ -210,7 +313,9 @@ mod tests {
                 ("memory.stat", "anon 60\nfile 40\nkernel_stack 5\n"),
             ],
         );
-        assert!(on_v2(root.path()).unwrap_err().to_string().contains("memory.current"));
+        assert!(
+            on_v2(&mut |name| below(root.path(), name)).unwrap_err().to_string().contains("memory.current")
+        );
         write(root.path(), &[("memory.current", "100\n")]);
         let least = Usage {
             cpu_total: Duration::from_millis(3),
@@ -221,7 +326,7 @@ mod tests {
             memory_bytes: 100,
             ..Usage::default()
         };
-        assert_eq!(on_v2(root.path()).unwrap(), least);
+        assert_eq!(on_v2(&mut |name| below(root.path(), name)).unwrap(), least);
         write(
             root.path(),
             &[
@@ -242,7 +347,7 @@ mod tests {
             kernel_bytes: Some(8),
             ..least
         };
-        assert_eq!(on_v2(root.path()).unwrap(), all);
+        assert_eq!(on_v2(&mut |name| below(root.path(), name)).unwrap(), all);
     }
 }
 

@@ -13,7 +13,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 const OF_A_TASK: u64 = 7;
 /// Open files of everything else: sockets, the async runtime, and files that calls open for a moment.
 const BESIDE_TASKS: u64 = 256;
-/// Number of tasks below which a warning is logged: more than a node is planned for.
+/// Number of tasks below which a warning is logged, and for which files are kept free: more than a node is planned for.
 const MANY_TASKS: u64 = 1000;
 
 /// Soft and hard limit of open files. `u64::MAX` is no limit.
@@ -36,6 +36,11 @@ impl OpenFiles {
     /// Returns the number of tasks that the limit suffices for.
     pub(crate) fn tasks(self) -> u64 {
         self.soft.saturating_sub(BESIDE_TASKS) / OF_A_TASK
+    }
+
+    /// Returns the number of open files that are left where a node has as many tasks as can be planned for.
+    pub(crate) fn to_spare(self) -> u64 {
+        self.soft.saturating_sub(BESIDE_TASKS + MANY_TASKS * OF_A_TASK)
     }
 
     fn is_enough(self) -> bool {
@@ -84,6 +89,7 @@ mod tests {
         assert_eq!(of(BESIDE_TASKS + 5 * OF_A_TASK).tasks(), 5);
         assert_eq!(of(10).tasks(), 0);
         assert!(!of(1024).is_enough() && of(8192).is_enough() && of(u64::MAX).is_enough());
+        assert_eq!((of(1024).to_spare(), of(7256).to_spare(), of(7300).to_spare()), (0, 0, 44));
         let now = OpenFiles::now();
         assert!(now.soft <= now.hard && now.soft > 0);
     }

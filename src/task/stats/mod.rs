@@ -21,7 +21,7 @@ use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 
 use super::{Phase, Task};
-use crate::cgroup::{Cgroup, Usage};
+use crate::cgroup::{Usage, UsageFiles};
 use crate::shim::Connection;
 use crate::sys::error_chain::Chained;
 use schedule::SampleSchedule;
@@ -78,11 +78,11 @@ impl Task {
         if is_first {
             let ended = ended(self.phase.clone(), sampler.over.clone());
             let source = Source {
-                cgroup: self
+                files: self
                     .driver_state
                     .family()
                     .counts_in_cgroup()
-                    .then(|| self.driver_state.cgroup.clone()),
+                    .then(|| Arc::new(Mutex::new(UsageFiles::of(self.driver_state.cgroup.clone())))),
                 connection: self.connection.clone(),
             };
             tokio::spawn(Arc::clone(sampler).run(source, self.id().to_owned(), ended));
@@ -145,19 +145,20 @@ impl Sampler {
     }
 }
 
-/// The source of a task's samples: its cgroup, or its shim.
+/// The source of a task's samples: the files of its cgroup, or its shim.
 struct Source {
     /// `None` where the kernel does not count in the task's cgroup what the task uses.
-    cgroup: Option<Cgroup>,
+    files: Option<Arc<Mutex<UsageFiles>>>,
     connection: Connection,
 }
 
 impl Source {
     async fn sample(&self) -> Result<Sample, String> {
-        let read = match &self.cgroup {
-            Some(cgroup) => {
-                let cgroup = cgroup.clone();
-                reader::read(move || cgroup.usage().map(Sample::now)).await
+        let read = match &self.files {
+            Some(files) => {
+                let files = Arc::clone(files);
+                let read = move || files.lock().unwrap_or_else(PoisonError::into_inner).read();
+                reader::read(move || read().map(Sample::now)).await
             }
             None => return self.ask().await,
         };
