@@ -194,6 +194,8 @@ async fn or_give_up<T>(step: impl Future<Output = Result<T>>, given_up: &Cancell
 /// The parts of the container that are from containerd and the image.
 struct Prepared {
     mounts: Vec<Mount>,
+    /// What containerd is to know of the container, from the create on.
+    record: Record,
     identity: user::Identity,
     /// Image in which the paths that the runtime opens are checked ([`user::check`]).
     ends: Arc<user::Ends>,
@@ -206,6 +208,7 @@ struct Prepared {
 struct Made {
     spec: Spec,
     mounts: Vec<Mount>,
+    record: Record,
     network: Option<DriverNetwork>,
     connection: Connection,
     shim: Shim,
@@ -247,7 +250,8 @@ impl Start<'_> {
             error = caller.cancelled() => return Err(error),
         }
         let timeline = self.timeline;
-        let hold = self.tasks.image_uses.hold(&self.plan.image.name()).await;
+        // For as long as the container has no record, which keeps the image then.
+        let _hold = self.tasks.image_uses.hold(&self.plan.image.name()).await;
         let (image, _permit) = Box::pin(self.image_and_permit(&pull_options, caller)).await?;
         let window = MoveWindow::open();
         let share_key = self.share_key().await;
@@ -297,15 +301,13 @@ impl Start<'_> {
         // The container's may be that it was given up.
         let ((joined, files), (connection, shim)) = (joined?, launched?);
         let prepared = prepared?;
-        // From here on the container's record keeps the image.
-        drop(hold);
         let spec = self.specification(&image, &prepared, &joined, files)?;
         if let Err(error) = user::check(&prepared.ends, &spec).await {
             return Err(self.with_lost_snapshot(error.into()).await);
         }
-        let (mounts, network) = (prepared.mounts, joined.driver_network);
-        let made = Made { spec, mounts, network, connection, shim, window };
-        let task = match self.begin(made, output, held, &image).await {
+        let (mounts, record, network) = (prepared.mounts, prepared.record, joined.driver_network);
+        let made = Made { spec, mounts, record, network, connection, shim, window };
+        let task = match Box::pin(self.begin(made, output, held, &image)).await {
             Ok(task) => task,
             Err(error) => return Err(self.with_lost_snapshot(error).await),
         };
@@ -359,13 +361,11 @@ impl Start<'_> {
         let cwd = spec::working_directory(&options.process, image.config.config().as_ref())?;
         let root = user::Root { layers, mounts: mounts.clone(), at: bundle.rootfs(), cwd };
         let groups = options.process.group_add.clone();
-        let (recorded, looked, staged, volumes) = tokio::join!(
-            timeline.step("container/record", containerd.create_record(record)),
+        let (looked, staged, volumes) = tokio::join!(
             timeline.step("container/user", user::look(&self.tasks.accounts, root, &user, &groups)),
             timeline.step("container/mounts", sources.stage(bundle)),
             timeline.step("container/volumes", self.volumes(image, &mounts, given_up)),
         );
-        recorded?;
         let (identity, ends) = match looked {
             Ok(looked) => looked,
             Err(error) => return Err(self.with_lost_snapshot(error.into()).await),
@@ -376,7 +376,7 @@ impl Start<'_> {
         };
         let mut staged = staged?;
         staged.extend(of_job);
-        Ok(Prepared { mounts, identity, ends, staged, image_volumes })
+        Ok(Prepared { mounts, record, identity, ends, staged, image_volumes })
     }
 
     /// Joins the network, then writes the name files, which have the addresses in them.
@@ -433,7 +433,7 @@ impl Start<'_> {
 
     /// Creates the container, sends the shim a Wait for its exit, and only then starts it.
     async fn begin(&self, made: Made, output: Output, held: &HeldPipes, image: &Image) -> Result<Task> {
-        let Made { spec, mounts, network, connection, shim, window } = made;
+        let Made { spec, mounts, record, network, connection, shim, window } = made;
         let Output { logs, collected, receiver, forwarded, nomads_pipes: _ } = output;
         let StartPlan { options: requested, cgroup, runtime, .. } = self.plan;
         let (bundle, timeline) = (&self.container.bundle, self.timeline);
@@ -457,7 +457,13 @@ impl Start<'_> {
         // What came before may have taken the whole time of the first.
         window.renew();
         let create = self.create(&connection, &shim, rootfs, held);
-        let pid = timeline.step("create", create).await.map_err(|error| naming_program(error, &spec))?;
+        let (created, recorded) = tokio::join!(
+            timeline.step("create", create),
+            // The lease keeps the snapshot until then. A start or its teardown must not come before the answer.
+            timeline.step("record", self.container.containerd.create_record(record)),
+        );
+        let pid = created.map_err(|error| naming_program(error, &spec))?;
+        recorded?;
         if requested.security.no_new_privileges {
             filter_cache::check(self.container, requested.security.seccomp_profile.as_ref()).await?;
         }

@@ -62,11 +62,11 @@ async fn a_start_and_a_teardown_say_how_long_their_steps_took(case: &CaseContext
             "container",
             "container/lease",
             "container/snapshot",
-            "container/record",
             "container/user",
             "network",
             "network/names",
             "create",
+            "record",
             "start",
         ],
     )?;
