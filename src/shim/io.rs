@@ -10,10 +10,11 @@
     reason = "opens pipes of the bundle, and those of Nomad that were looked at by descriptor"
 )]
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -103,9 +104,32 @@ impl HeldPipes {
         }
     }
 
+    /// Returns what the pipes are.
+    pub(crate) fn ids(&self) -> LogPipeIds {
+        LogPipeIds(self.pipes().filter_map(|pipe| pipe.metadata().ok()).map(|pipe| id_of(&pipe)).collect())
+    }
+
     fn pipes(&self) -> impl Iterator<Item = &File> {
         [&self.stdout, &self.stderr].into_iter().flatten()
     }
+}
+
+/// Devices and inodes of a task's log pipes.
+pub(crate) struct LogPipeIds(Vec<(u64, u64)>);
+
+impl LogPipeIds {
+    /// Returns whether a process has one of the pipes as its stdout or stderr. False where that can't be told: the process
+    /// has ended.
+    pub(crate) fn are_with(&self, pid: i32) -> bool {
+        [1, 2].into_iter().any(|number| {
+            let file = std::fs::metadata(format!("/proc/{pid}/fd/{number}"));
+            file.is_ok_and(|file| self.0.contains(&id_of(&file)))
+        })
+    }
+}
+
+fn id_of(file: &Metadata) -> (u64, u64) {
+    (file.dev(), file.ino())
 }
 
 impl LogPaths {
@@ -407,6 +431,20 @@ mod tests {
         let path = directory.join(".task.stdout.fifo");
         mkfifo(&path, Mode::S_IRWXU).unwrap();
         LogPaths { stdout: path, stderr: DEV_NULL.into() }
+    }
+
+    #[test]
+    fn a_process_has_a_log_pipe_or_others() {
+        let directory = tempfile::tempdir().unwrap();
+        let own = std::process::id().cast_signed();
+        let of = |path: &str| std::fs::metadata(path).map(|file| id_of(&file)).unwrap();
+        let pipes = pipe_at(directory.path()).hold_open().unwrap();
+        assert!(!pipes.ids().are_with(own));
+        for number in [1, 2] {
+            let mut ids = pipes.ids();
+            ids.0.push(of(&format!("/proc/self/fd/{number}")));
+            assert!(ids.are_with(own) && !ids.are_with(i32::MAX));
+        }
     }
 
     #[test]

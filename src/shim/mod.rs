@@ -42,7 +42,9 @@ pub(crate) use events::{BundleEventSocket, EventSocket};
 pub(crate) use excerpt::head as read_head;
 pub(crate) use family::Family;
 use family::GVISOR_OPTIONS_TYPE;
-pub(crate) use io::{DEV_NULL, ExecEnds, ExecPipes, HeldPipes, LogPaths, StdinPipe, wait_drained};
+pub(crate) use io::{
+    DEV_NULL, ExecEnds, ExecPipes, HeldPipes, LogPaths, LogPipeIds, StdinPipe, wait_drained,
+};
 pub(crate) use launch::Launcher;
 pub(crate) use options::CreateOptions;
 pub(crate) use processes::blocking as look_at_processes;
@@ -154,6 +156,14 @@ pub(crate) enum Error {
          name another runtime (plugin option containerd_runtime, task option runtime)"
     )]
     UndiscardableOutput(PathBuf),
+    /// The task would have the log pipes itself. One that locks its pipe, as a `splice(2)` from a silent socket does for as
+    /// long as it waits, puts each thread to sleep that reads the pipe, so that not even SIGKILL ends it.
+    #[error(
+        "the shim {0} gives tasks the log pipes themselves, by which a task can stop their reader: use a release that \
+         copies the output (of the shim in Rust 0.2 or later), or name another runtime (plugin option containerd_runtime, \
+         task option runtime)"
+    )]
+    GivesLogPipes(PathBuf),
     /// The shim needs a socket for its events, and the path of the socket is too long.
     #[error(
         "the path {} is too long for a socket, which this shim needs: give the agent a state directory whose path has at \

@@ -76,7 +76,7 @@ pub fn all() -> Vec<Case> {
         isolation::sandbox::cases(),
         logs::pipes::cases(),
         logs::receivers::cases(),
-        logs::driver_logs::cases(),
+        logs::driver_logs::long_cases(),
         logs::driver_log_failures::cases(),
         of_runtimes(),
         images::snapshotters::long_cases(),

@@ -36,6 +36,7 @@ impl From<shim::Error> for Error {
             shim::Error::ShimMissing { .. }
             | shim::Error::RuntimeMissing { .. }
             | shim::Error::UndiscardableOutput(_)
+            | shim::Error::GivesLogPipes(_)
             | shim::Error::EventsPath { .. }
             | shim::Error::LogPath { .. } => Self::invalid(error),
             error => {
@@ -261,6 +262,7 @@ mod tests {
             "the job, or the plugin's configuration, asks for what can't be" => vec![
                 ConfigError::Missing { of: "x", option: "image", hint: "" }.into(),
                 Shim::UndiscardableOutput("/bin/shim".into()).into(),
+                Shim::GivesLogPipes("/bin/shim".into()).into(),
             ],
             "another plugin has the state directory" => {
                 vec![StateLockError::Held { directory: "/x".into(), holder: None }.into()]

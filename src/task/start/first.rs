@@ -1,12 +1,13 @@
 //! The first process of a container that was created and is not started yet: found, held and placed before it can end.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use oci_spec::runtime::Spec;
 
 use super::Start;
 use crate::cgroup::{Cgroup, Limit};
-use crate::shim::{self, Bundle, Family, Shim};
+use crate::shim::{self, Bundle, Family, LogPipeIds, Shim};
 use crate::sys::error_chain::Chained;
 use crate::sys::pidfd::Init;
 use crate::sys::procfs::{self, ProcessId};
@@ -40,6 +41,8 @@ struct Created {
     limits: Vec<Limit>,
     /// Specification to write into the bundle once the real one has been used.
     next_spec: Option<Box<Spec>>,
+    binary: PathBuf,
+    log_pipes: LogPipeIds,
     /// Pid of the first process, as the shim says.
     pid: i32,
 }
@@ -47,12 +50,16 @@ struct Created {
 impl Start<'_> {
     /// Prepares a created container, whose first process is `pid`, for its start: puts the process into its cpuset, and
     /// opens a pidfd of it. `next_spec` replaces the specification that was used.
+    ///
+    /// # Errors
+    /// Refuses a shim that has given the process one of the task's `log_pipes`.
     pub(super) async fn settle(
         &self,
         pid: i32,
         shim: &Shim,
         limits: Vec<Limit>,
         next_spec: Option<Box<Spec>>,
+        log_pipes: LogPipeIds,
     ) -> Result<First> {
         let created = Created {
             container: self.container.id.clone(),
@@ -63,6 +70,8 @@ impl Start<'_> {
             cgroup: self.plan.cgroup.clone(),
             limits,
             next_spec,
+            binary: self.container.launcher.binary.clone(),
+            log_pipes,
             pid,
         };
         // A move between cgroups of v1 waits for all processors.
@@ -103,6 +112,9 @@ impl Created {
             self.bundle.write_spec(spec)?;
         }
         let id = self.first_process();
+        if self.family.shares_kernel() && self.log_pipes.are_with(id.pid) {
+            return Err(shim::Error::GivesLogPipes(self.binary).into());
+        }
         let init = Init::open(id);
         if let Some(cpuset) = &self.cgroup.cpuset {
             let doing = || format!("put the task into the cpuset {}", cpuset.display());

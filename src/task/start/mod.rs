@@ -470,7 +470,7 @@ impl Start<'_> {
         let shares_pids = requested.namespaces.pid_mode == Sharing::Host;
         let spec = Arc::unwrap_or_clone(spec);
         let next_spec = shares_pids.then(|| spec::with_private_pids(spec).map(Box::new)).transpose()?;
-        let settled = timeline.step("settle", self.settle(pid, &shim, limits, next_spec));
+        let settled = timeline.step("settle", self.settle(pid, &shim, limits, next_spec, held.ids()));
         let First { id, init, oom_kills } = settled.await?;
         drop(window);
         let waiting = shim::wait_pending(&connection, "").await;

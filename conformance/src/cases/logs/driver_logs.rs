@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::BufRead as _;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::time::Duration;
 
@@ -12,9 +13,18 @@ use harness::host::Plugin;
 use harness::task::{LIMIT, Task};
 use serde_json::{Value, json};
 
+use crate::case::Case;
 use crate::cases::support::driver_logs::{collecting, files, output, with};
 use crate::cases::support::output::{MEGABYTE, is_whole, numbered};
+use crate::cases::support::scripted::{self, Scripted};
 use crate::cases::support::{cases, ensure_eq, refused, until};
+
+/// Number of times that the plugin is killed while the task writes.
+const KILLS: u32 = 100;
+/// Timeout of that case, for a hundred plugins, one after the other.
+const KILLS_LIMIT: Duration = Duration::from_secs(400);
+/// Longest time that a plugin of it lives once it has written something.
+const LIFE_MS: u32 = 40;
 
 cases!["collected":
     output_is_in_the_files_that_nomad_reads_when_the_exit_is_reported,
@@ -26,11 +36,17 @@ cases!["collected":
     a_task_with_a_terminal_has_one_output,
     logs_that_are_disabled_make_no_files,
     the_next_attempt_goes_on_in_the_newest_file,
-    nothing_is_lost_or_doubled_when_the_plugin_is_killed_again_and_again,
+    no_line_is_lost_or_doubled_over_a_hundred_kills_of_the_plugin,
     output_written_while_no_plugin_is_there_is_kept,
     a_task_has_none_of_the_pipes,
+    a_shim_that_gives_a_task_the_pipes_is_refused,
     a_plugin_keeps_nothing_of_tasks_that_are_gone,
 ];
+
+pub fn long_cases() -> Vec<Case> {
+    let limit = |case: &Case| if case.name.contains("hundred kills") { KILLS_LIMIT } else { case.limit };
+    cases().into_iter().map(|case| Case { limit: limit(&case), ..case }).collect()
+}
 
 async fn prepare(case: &CaseContext, plugin: &Plugin, config: &Value) -> Result<Task> {
     let task = case.prepare_unread(plugin, config).await?;
@@ -188,26 +204,62 @@ async fn the_next_attempt_goes_on_in_the_newest_file(case: &CaseContext) -> Resu
     plugin.shut_down().await
 }
 
-async fn nothing_is_lost_or_doubled_when_the_plugin_is_killed_again_and_again(
-    case: &CaseContext,
-) -> Result<()> {
-    let sizes = json!({"max_files": 1000, "max_file_size": "300k"});
+/// Lines with their numbers, 64 KiB of them every ten milliseconds, until there is a file. It then says how many.
+const WRITER: &str = "awk 'BEGIN { n = 0; do { for (i = 0; i < 4096; i++) printf \"%015d\\n\", n++; fflush(); \
+                      ended = system(\"sleep 0.01; [ -e /local/end ]\") } while (ended != 0); \
+                      print n > \"/local/count\" }'";
+
+async fn no_line_is_lost_or_doubled_over_a_hundred_kills_of_the_plugin(case: &CaseContext) -> Result<()> {
+    let sizes = json!({"max_files": 10000, "max_file_size": "300k"});
     let mut plugin = with(case, sizes.clone()).await?;
-    let copies = 40;
-    let script = format!("i=0; while [ $i -lt {copies} ]; do cat /local/big; i=$((i+1)); done");
-    let mut task = prepare(case, &plugin, &case.shell(&script)).await?;
+    let mut task = case.prepare_unread(&plugin, &case.shell(WRITER)).await?;
     task.start(&plugin).await?;
-    for delay_ms in [0, 3, 7, 15, 30] {
-        tokio::time::sleep(Duration::from_millis(delay_ms)).await;
+    for kill in 0..KILLS {
+        let before = collected_bytes(&task)?;
+        let writes = || collected_bytes(&task).is_ok_and(|now| now > before);
+        until(LIMIT, "more output", writes).await.with_context(|| format!("before kill {kill}"))?;
+        // Some at once, others in the middle of what comes after.
+        tokio::time::sleep(Duration::from_millis(u64::from(kill * 7 % LIFE_MS))).await;
         plugin.kill().await?;
         plugin = with(case, sizes.clone()).await?;
-        task.recover(&plugin).await?;
+        task.recover(&plugin).await.with_context(|| format!("after kill {kill}"))?;
     }
+    fs::write(task.alloc.task_path("local/end"), "")?;
     ensure_eq!(task.wait(&plugin).await?.exit_code, 0);
-    is_whole("stdout", &output(&task, "stdout")?, &numbered().repeat(copies))?;
-    are_in_order(&files(&task, "stdout")?, 300 << 10)?;
+    let said: u64 = fs::read_to_string(task.alloc.task_path("local/count"))?.trim().parse()?;
+    let files = files(&task, "stdout")?;
+    ensure_eq!(lines_in_order(&files)?, said);
+    are_in_order(&files, 300 << 10)?;
     task.destroy(&plugin).await?;
     plugin.shut_down().await
+}
+
+/// Returns the size of what is in the files of a task's stdout.
+fn collected_bytes(task: &Task) -> Result<u64> {
+    let mut sum = 0;
+    for entry in fs::read_dir(task.alloc.logs())? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().contains(".stdout.") {
+            sum += entry.metadata()?.len();
+        }
+    }
+    Ok(sum)
+}
+
+/// Asserts that the files have a writer's lines from 0 on, and returns how many there are.
+fn lines_in_order(files: &BTreeMap<u64, Vec<u8>>) -> Result<u64> {
+    let mut wanted = 0;
+    for (number, bytes) in files {
+        for line in bytes.lines() {
+            let line = line?;
+            ensure!(
+                line.len() == 15 && line.parse() == Ok(wanted),
+                "in file {number}, {line:?} is in the place of line {wanted}"
+            );
+            wanted += 1;
+        }
+    }
+    Ok(wanted)
 }
 
 async fn output_written_while_no_plugin_is_there_is_kept(case: &CaseContext) -> Result<()> {
@@ -237,6 +289,22 @@ async fn a_task_has_none_of_the_pipes(case: &CaseContext) -> Result<()> {
     let (code, listing) = task.exec(&plugin, "ls /proc/self/fd").await?;
     ensure_eq!((code, listing.as_str()), (0, "0\n1\n2\n3\n"));
     task.end(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn a_shim_that_gives_a_task_the_pipes_is_refused(case: &CaseContext) -> Result<()> {
+    let scripted = Scripted::new(case)?;
+    let give = "bundle=${*##*--bundle }; exec $real \"$@\" >\"${bundle%% *}/stdout\"";
+    scripted.runtime_as("giving", &scripted::runc("create", give))?;
+    let mut options = case.options();
+    options["log_collection"] = json!("driver");
+    options["oci_runtime"] = json!(scripted.directory.join("giving"));
+    let mut plugin = scripted.plugin_with(case, options).await?;
+    let task = case.prepare_unread(&plugin, &case.shell("sleep 600")).await?;
+    refused(plugin.start_task(task.config.clone()).await, &["the log pipes", "containerd_runtime"])?;
+    case.nothing_left()?;
+    scripted.repair()?;
+    case.still_works(&plugin).await?;
     plugin.shut_down().await
 }
 
