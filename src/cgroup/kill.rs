@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::processes::{is_gone, listed, tree};
-use super::{Mode, ROOT, below, directories, mode, require_own_cgroup};
+use super::{Mode, ROOT, below, is_kernels, mode, places, require_own_cgroup};
 use crate::sys::pidfd::ProcessHandle;
 use crate::sys::procfs::ProcessId;
 
@@ -132,10 +132,13 @@ fn is_empty(directory: &Path) -> io::Result<bool> {
 
 fn kill_v1(path: &Path) -> io::Result<Vec<i32>> {
     let freezer = below(&Path::new(ROOT).join("freezer"), path);
-    // Frozen, so that no process escapes by forking.
-    let _ = std::fs::write(freezer.join(FREEZER_STATE), "FROZEN");
+    let can_freeze = is_kernels(&freezer);
+    if can_freeze {
+        // Frozen, so that no process escapes by forking.
+        let _ = std::fs::write(freezer.join(FREEZER_STATE), "FROZEN");
+    }
     let killed = kill_listed(path);
-    let thawed = thaw(&freezer);
+    let thawed = if can_freeze { thaw(&freezer) } else { Ok(()) };
     killed?;
     thawed?;
     listed(path)
@@ -193,7 +196,17 @@ fn remove_once(path: &Path) -> io::Result<()> {
 }
 
 fn remove_directories(path: &Path) -> io::Result<()> {
-    directories(path)?.iter().try_for_each(|directory| remove_tree(directory))
+    let (cgroups, others): (Vec<_>, Vec<_>) =
+        places(path)?.into_iter().partition(|directory| is_kernels(directory));
+    others.iter().for_each(|directory| remove_plain(directory));
+    cgroups.iter().try_for_each(|directory| remove_tree(directory))
+}
+
+/// Removes a plain directory in the place of a cgroup, with the file into which crun has written the container's pid. What
+/// else may be there is left.
+fn remove_plain(directory: &Path) {
+    let _ = std::fs::remove_file(directory.join("cgroup.procs"));
+    let _ = std::fs::remove_dir(directory);
 }
 
 fn remove_tree(directory: &Path) -> io::Result<()> {
@@ -209,6 +222,18 @@ fn remove_tree(directory: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_plain_directory_is_removed_with_the_pid_in_it() {
+        let root = tempfile::tempdir().unwrap();
+        let (made, other) = (root.path().join("a.web"), root.path().join("b.web"));
+        for (directory, file) in [(&made, "cgroup.procs"), (&other, "mine")] {
+            std::fs::create_dir(directory).unwrap();
+            std::fs::write(directory.join(file), "7").unwrap();
+            remove_plain(directory);
+        }
+        assert!(!made.exists() && other.join("mine").exists());
+    }
 
     #[test]
     fn processes_that_can_be_opened_are_held() {

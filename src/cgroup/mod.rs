@@ -161,15 +161,20 @@ fn below(hierarchy: &Path, path: &Path) -> PathBuf {
 /// # Errors
 /// If the hierarchies can't be listed.
 fn directories(path: &Path) -> io::Result<Vec<PathBuf>> {
-    let hierarchies = match mode() {
-        Mode::V2 => vec![PathBuf::from(ROOT)],
-        Mode::V1 => {
-            let entries = std::fs::read_dir(ROOT)?.map(|entry| Ok(entry?.path()));
-            entries.collect::<io::Result<_>>()?
-        }
-    };
-    let found = hierarchies.iter().map(|hierarchy| below(hierarchy, path));
-    Ok(found.filter(|directory| is_kernels(directory)).collect())
+    let mut found = places(path)?;
+    found.retain(|directory| is_kernels(directory));
+    Ok(found)
+}
+
+/// Returns where a cgroup's directory would be, in each hierarchy and in what only looks like one.
+///
+/// # Errors
+/// If the hierarchies can't be listed.
+fn places(path: &Path) -> io::Result<Vec<PathBuf>> {
+    match mode() {
+        Mode::V2 => Ok(vec![below(Path::new(ROOT), path)]),
+        Mode::V1 => std::fs::read_dir(ROOT)?.map(|entry| Ok(below(&entry?.path(), path))).collect(),
+    }
 }
 
 /// Returns whether a directory is a cgroup. Beside those of the hierarchies there may be a plain one, such as where a

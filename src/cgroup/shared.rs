@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Cgroup, Mode, ROOT, below, mode};
+use super::{Cgroup, Mode, ROOT, below, is_kernels, mode};
 
 impl Cgroup {
     /// Returns the CPUs that the task may share, in the kernel's list format; empty if unknown.
@@ -19,7 +19,7 @@ impl Cgroup {
     /// Returns true if the kernel can limit the number of the task's processes.
     pub(crate) fn limits_pids(&self) -> bool {
         match mode() {
-            Mode::V1 => Path::new(ROOT).join("pids").is_dir(),
+            Mode::V1 => is_kernels(&Path::new(ROOT).join("pids")),
             Mode::V2 => above(Path::new(ROOT), &self.path).is_some_and(|slice| has_pids(&slice)),
         }
     }

@@ -31,7 +31,7 @@ impl Hugetlb {
             && fixture::process::output(Command::new("crun").arg("--version")).is_ok();
         let mounted = needed
             && mount_privately()
-                .inspect_err(|error| eprintln!("hugetlb stays on cgroup v2: {error:#}"))
+                .inspect_err(|error| eprintln!("hugetlb stays where crun can't use it: {error:#}"))
                 .is_ok();
         Self { mounted }
     }
