@@ -47,8 +47,8 @@ const READ_BYTES: usize = 4 << 10;
 /// Most files of a task that are read.
 const FILES: u64 = 9;
 
-/// Number of files that may be held open by now.
-static HELD: AtomicU64 = AtomicU64::new(0);
+/// Number of files that may be held open by now, and of tasks that are read.
+static COUNTS: Counts = Counts { held: AtomicU64::new(0), tasks: AtomicU64::new(0) };
 
 /// A file by its hierarchy, which is empty on v2, and its name.
 type Name = (&'static str, &'static str);
@@ -58,27 +58,62 @@ pub(crate) struct UsageFiles {
     cgroup: Cgroup,
     /// The files that are held open. `None` where there is no room for them.
     held: Option<Held>,
+    _counted: Counted,
 }
 
 struct Held {
     files: HashMap<Name, File>,
-    _room: Room,
+    room: Room,
+}
+
+struct Counts {
+    held: AtomicU64,
+    tasks: AtomicU64,
+}
+
+impl Counts {
+    /// Returns the number of files that all tasks' may be that are held open.
+    fn most(&self, limit: OpenFiles) -> u64 {
+        limit.to_spare(self.tasks.load(Ordering::Relaxed))
+    }
+}
+
+/// A task that is read, for as long as it is.
+struct Counted(&'static Counts);
+
+impl Counted {
+    fn add(counts: &'static Counts) -> Self {
+        counts.tasks.fetch_add(1, Ordering::Relaxed);
+        Self(counts)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.tasks.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Room for the files of a task among all that may be held open.
-struct Room(&'static AtomicU64);
+struct Room(&'static Counts);
 
 impl Room {
-    /// Counts the files of one more task as `held`, if the limit has that many to spare.
-    fn take(held: &'static AtomicU64, limit: OpenFiles) -> Option<Self> {
-        let more = |held: u64| held.checked_add(FILES).filter(|held| *held <= limit.to_spare());
-        held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok().map(|_| Self(held))
+    /// Takes room for the files of one more task, if the limit has that many to spare.
+    fn take(counts: &'static Counts, limit: OpenFiles) -> Option<Self> {
+        let most = counts.most(limit);
+        let more = |held: u64| held.checked_add(FILES).filter(|held| *held <= most);
+        counts.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok().map(|_| Self(counts))
+    }
+
+    /// Returns whether the room is needed for other files by now, of tasks that have come since.
+    fn is_to_go(&self, limit: OpenFiles) -> bool {
+        self.0.held.load(Ordering::Relaxed) > self.0.most(limit)
     }
 }
 
 impl Drop for Room {
     fn drop(&mut self) {
-        self.0.fetch_sub(FILES, Ordering::Relaxed);
+        self.0.held.fetch_sub(FILES, Ordering::Relaxed);
     }
 }
 
@@ -86,8 +121,9 @@ impl UsageFiles {
     /// Returns the files of a task, which are held open from their first read on until this is dropped, if there is room for
     /// them.
     pub(crate) fn of(cgroup: Cgroup) -> Self {
-        let room = Room::take(&HELD, OpenFiles::now());
-        Self { cgroup, held: room.map(|room| Held { files: HashMap::new(), _room: room }) }
+        let counted = Counted::add(&COUNTS);
+        let room = Room::take(&COUNTS, OpenFiles::now());
+        Self { cgroup, held: room.map(|room| Held { files: HashMap::new(), room }), _counted: counted }
     }
 
     /// Reads the task's usage. Blocking, for as long as the kernel takes to sum up: not for an async thread.
@@ -95,7 +131,10 @@ impl UsageFiles {
     /// # Errors
     /// If a file can't be read that every cgroup with limits has: the cgroup is gone, or its controllers are elsewhere.
     pub(crate) fn read(&mut self) -> io::Result<Usage> {
-        let Self { cgroup, held } = self;
+        let Self { cgroup, held, .. } = self;
+        if held.as_ref().is_some_and(|held| held.room.is_to_go(OpenFiles::now())) {
+            *held = None;
+        }
         let mut text = |name: Name| {
             let (hierarchy, file) = name;
             let path = cgroup.directory_in(hierarchy).join(file);
@@ -229,15 +268,20 @@ mod tests {
 
     #[test]
     fn files_are_held_while_there_is_room() {
-        static HELD: AtomicU64 = AtomicU64::new(0);
+        static COUNTS: Counts = Counts { held: AtomicU64::new(0), tasks: AtomicU64::new(0) };
         let limit = OpenFiles { soft: 7508, hard: 7508 };
-        let take = || Room::take(&HELD, limit);
+        let take = || Room::take(&COUNTS, limit);
         let mut all: Vec<_> = (0..100).filter_map(|_| take()).collect();
         assert_eq!(all.len(), 28);
         all.pop();
         assert!(take().is_some() && take().is_some());
-        drop(all);
-        assert_eq!(HELD.load(Ordering::Relaxed), 0);
+        let tasks: Vec<_> = (0..1034).map(|_| Counted::add(&COUNTS)).collect();
+        let gone = all.iter().filter(|room| room.is_to_go(limit)).count();
+        assert_eq!(gone, all.len());
+        all.truncate(1);
+        assert!(!all[0].is_to_go(limit) && take().is_none());
+        drop((all, tasks));
+        assert_eq!((COUNTS.held.load(Ordering::Relaxed), COUNTS.tasks.load(Ordering::Relaxed)), (0, 0));
     }
 
     #[test]

@@ -38,9 +38,10 @@ impl OpenFiles {
         self.soft.saturating_sub(BESIDE_TASKS) / OF_A_TASK
     }
 
-    /// Returns the number of open files that are left where a node has as many tasks as can be planned for.
-    pub(crate) fn to_spare(self) -> u64 {
-        self.soft.saturating_sub(BESIDE_TASKS + MANY_TASKS * OF_A_TASK)
+    /// Returns the number of open files that are left with so many tasks, or with as many as can be planned for.
+    pub(crate) fn to_spare(self, tasks: u64) -> u64 {
+        let of_tasks = MANY_TASKS.max(tasks).saturating_mul(OF_A_TASK);
+        self.soft.saturating_sub(BESIDE_TASKS).saturating_sub(of_tasks)
     }
 
     fn is_enough(self) -> bool {
@@ -89,7 +90,8 @@ mod tests {
         assert_eq!(of(BESIDE_TASKS + 5 * OF_A_TASK).tasks(), 5);
         assert_eq!(of(10).tasks(), 0);
         assert!(!of(1024).is_enough() && of(8192).is_enough() && of(u64::MAX).is_enough());
-        assert_eq!((of(1024).to_spare(), of(7256).to_spare(), of(7300).to_spare()), (0, 0, 44));
+        assert_eq!((of(1024).to_spare(0), of(7256).to_spare(9), of(7300).to_spare(1000)), (0, 0, 44));
+        assert_eq!((of(7300).to_spare(1005), of(u64::MAX).to_spare(u64::MAX)), (9, 0));
         let now = OpenFiles::now();
         assert!(now.soft <= now.hard && now.soft > 0);
     }
