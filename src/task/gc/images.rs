@@ -36,7 +36,7 @@ struct Uses {
     last: HashMap<String, SystemTime>,
 }
 
-/// The reference by which a start keeps its image from garbage collection. Dropped once a record keeps the image.
+/// The reference by which a start keeps its image from garbage collection, until a record keeps the image.
 pub(in crate::task) struct Hold {
     uses: Arc<ImageUses>,
     key: String,

@@ -12,7 +12,7 @@ pub(super) struct Parts {
     pub(super) container: Container,
     pub(super) process: Process,
     pub(super) lease: bool,
-    /// The record and the snapshot.
+    /// The snapshot, and the record, which comes beside the create: they go together.
     pub(super) record: bool,
 }
 

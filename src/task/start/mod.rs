@@ -3,8 +3,9 @@
 //! runs.
 //!
 //! The image comes before the rest, since it may take minutes. Then the start waits for its permit: a machine that
-//! starts all tasks at once has none of them started in time. Then the shim is launched while the snapshot, the lease,
-//! the record and the user are seen to. A failure at any step is undone by the same teardown that destroys a task.
+//! starts all tasks at once has none of them started in time. Then the shim is launched while the lease, the snapshot and
+//! the user are seen to. The record is made beside the container's create. A failure at any step is undone by the same
+//! teardown that destroys a task.
 
 mod disk_full;
 mod dockerenv;
@@ -457,13 +458,7 @@ impl Start<'_> {
         // What came before may have taken the whole time of the first.
         window.renew();
         let create = self.create(&connection, &shim, rootfs, held);
-        let (created, recorded) = tokio::join!(
-            timeline.step("create", create),
-            // The lease keeps the snapshot until then. A start or its teardown must not come before the answer.
-            timeline.step("record", self.container.containerd.create_record(record)),
-        );
-        let pid = created.map_err(|error| naming_program(error, &spec))?;
-        recorded?;
+        let pid = Box::pin(self.create_and_record(create, record, &spec)).await?;
         if requested.security.no_new_privileges {
             filter_cache::check(self.container, requested.security.seccomp_profile.as_ref()).await?;
         }
@@ -514,6 +509,27 @@ impl Start<'_> {
             oom_kills,
         };
         Ok(Task::supervised(supervision, self.settings))
+    }
+
+    /// Carries a create out, and beside it tells containerd of the container, whose snapshot the lease keeps until then.
+    /// Waits for both answers: a start or a teardown must not come before either. Returns the pid of the first process.
+    async fn create_and_record(
+        &self,
+        create: impl Future<Output = std::result::Result<i32, shim::Error>>,
+        record: Record,
+        spec: &Spec,
+    ) -> Result<i32> {
+        let ContainerHandles { id, containerd, .. } = self.container;
+        let (created, recorded) = tokio::join!(
+            self.timeline.step("create", create),
+            self.timeline.step("record", containerd.create_record(record)),
+        );
+        if let (Err(_), Err(error)) = (&created, &recorded) {
+            tracing::warn!(container = id, error = %error.chain(), "can't tell containerd of a container whose create failed as well");
+        }
+        let pid = created.map_err(|error| naming_program(error, spec))?;
+        recorded?;
+        Ok(pid)
     }
 
     /// Has the shim create the container. Returns the pid of its first process, as the shim says it.
