@@ -11,7 +11,7 @@
 )]
 
 use std::fs::{File, Metadata, OpenOptions};
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -118,14 +118,27 @@ impl HeldPipes {
 pub(crate) struct LogPipeIds(Vec<(u64, u64)>);
 
 impl LogPipeIds {
-    /// Returns whether a process has one of the pipes as its stdout or stderr. False where that can't be told: the process
-    /// has ended.
-    pub(crate) fn are_with(&self, pid: i32) -> bool {
-        [1, 2].into_iter().any(|number| {
-            let file = std::fs::metadata(format!("/proc/{pid}/fd/{number}"));
-            file.is_ok_and(|file| self.0.contains(&id_of(&file)))
-        })
+    /// Returns whether a process has one of the pipes as its stdout or stderr; false once it has ended.
+    ///
+    /// # Errors
+    /// Names the descriptor that can't be looked at.
+    pub(crate) fn are_with(&self, pid: i32) -> Result<bool, Error> {
+        for number in [1, 2] {
+            let path = PathBuf::from(format!("/proc/{pid}/fd/{number}"));
+            match std::fs::metadata(&path) {
+                Ok(file) if self.0.contains(&id_of(&file)) => return Ok(true),
+                Ok(_) => {}
+                Err(error) if is_gone(&error) => {}
+                Err(error) => return Err(Error::file("look at", &path)(error)),
+            }
+        }
+        Ok(false)
     }
+}
+
+/// Returns whether the error says that a process has ended, or has closed the descriptor.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(nix::libc::ESRCH)
 }
 
 fn id_of(file: &Metadata) -> (u64, u64) {
@@ -265,7 +278,7 @@ fn find_pipe(path: &Path) -> Result<OwnedFd, Error> {
         HostPathError::WrongKind { .. } => refuse("is not a named pipe"),
         HostPathError::Missing(_) => Error::file("open the log pipe", path)(ErrorKind::NotFound.into()),
         HostPathError::Io { source, .. } => Error::file("open the log pipe", path)(source),
-        error => Error::file("open the log pipe", path)(std::io::Error::other(error)),
+        error => Error::file("open the log pipe", path)(io::Error::other(error)),
     })
 }
 
@@ -400,7 +413,7 @@ impl StdinPipe {
     ///
     /// # Errors
     /// [`ErrorKind::TimedOut`] if the shim doesn't open it.
-    pub(crate) async fn wait_for_shim(&mut self) -> std::io::Result<()> {
+    pub(crate) async fn wait_for_shim(&mut self) -> io::Result<()> {
         if self.other_end.take().is_none() {
             return Ok(());
         }
@@ -416,7 +429,7 @@ impl StdinPipe {
     ///
     /// # Errors
     /// When the shim no longer reads.
-    pub(crate) async fn write_all(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+    pub(crate) async fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.pipe.write_all(bytes).await
     }
 }
@@ -439,11 +452,11 @@ mod tests {
         let own = std::process::id().cast_signed();
         let of = |path: &str| std::fs::metadata(path).map(|file| id_of(&file)).unwrap();
         let pipes = pipe_at(directory.path()).hold_open().unwrap();
-        assert!(!pipes.ids().are_with(own));
+        assert!(!pipes.ids().are_with(own).unwrap());
         for number in [1, 2] {
             let mut ids = pipes.ids();
             ids.0.push(of(&format!("/proc/self/fd/{number}")));
-            assert!(ids.are_with(own) && !ids.are_with(i32::MAX));
+            assert!(ids.are_with(own).unwrap() && !ids.are_with(i32::MAX).unwrap());
         }
     }
 
