@@ -7,12 +7,14 @@
 //! answer stalls the shim after some forty execs).
 #![allow(clippy::disallowed_methods, reason = "this is the launcher that the ban names")]
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use shim_protos::{Bootstrap, StartInput, StartParams};
@@ -187,10 +189,10 @@ impl Launcher {
         for (number, file) in (FIRST_INHERITED_FD..).zip(inherited) {
             files.push((file.try_clone().map_err(resource_error)?, number));
         }
-        let limit = until.saturating_duration_since(Instant::now());
-        let spawned = process_group::spawn_in(command, files, self.cgroups).await;
-        let (group, mut child) = self.spawned(spawned, "start", id)?;
-        let status = self.end(group, child.wait(), "start", id, limit).await?;
+        let left = || until.saturating_duration_since(Instant::now());
+        let spawning = process_group::spawn_in(command, files, self.cgroups);
+        let (group, mut child) = self.spawned(spawning, "start", id, left()).await?;
+        let status = self.end(group, child.wait(), "start", id, left()).await?;
         if !status.success() {
             return Err(self.failed("start", id, status, err).await);
         }
@@ -220,7 +222,9 @@ impl Launcher {
     async fn version(&self, bundle: &Bundle, id: &str) -> io::Result<String> {
         let mut command = self.command(&self.binary, bundle, id, Stdio::piped(), Stdio::null());
         command.arg("-v");
-        let (group, mut child) = process_group::spawn(command).await?;
+        let spawning = process_group::spawn(command);
+        let spawned = self.spawned(spawning, "-v", id, VERSION_TIMEOUT).await;
+        let (group, mut child) = spawned.map_err(io::Error::other)?;
         let mut printed = Vec::new();
         if let Some(stdout) = child.stdout.take() {
             stdout.take(MAX_ANSWER_BYTES).read_to_end(&mut printed).await?;
@@ -294,11 +298,35 @@ impl Launcher {
         id: &str,
         limit: Duration,
     ) -> Result<ExitStatus, Error> {
-        let (group, mut child) = self.spawned(process_group::spawn(command).await, action, id)?;
+        let spawning = process_group::spawn(command);
+        let (group, mut child) = self.spawned(spawning, action, id, limit).await?;
         self.end(group, child.wait(), action, id, limit).await
     }
 
-    fn spawned<T>(&self, spawned: io::Result<T>, action: &'static str, id: &str) -> Result<T, Error> {
+    /// Waits until the binary runs. Its file system may hang, and each such run keeps a thread: there is no other one of the
+    /// binary while one stands still. One that was given up is undone when it begins.
+    async fn spawned<T: Send + 'static>(
+        &self,
+        spawning: impl Future<Output = io::Result<T>> + Send + 'static,
+        action: &'static str,
+        id: &str,
+        limit: Duration,
+    ) -> Result<T, Error> {
+        let late = |why: String| Err(io::Error::new(io::ErrorKind::TimedOut, why));
+        let spawned = if Beginning::stands_still(&self.binary) {
+            late("an earlier run of it has not begun yet; does its file system answer?".to_owned())
+        } else {
+            let beginning = Beginning::new(self.binary.clone());
+            let spawning = tokio::spawn(async move {
+                let spawned = spawning.await;
+                drop(beginning);
+                spawned
+            });
+            match tokio::time::timeout(limit, spawning).await {
+                Ok(spawned) => spawned.map_err(io::Error::other).flatten(),
+                Err(_) => late(format!("it has not begun within {limit:?}; does its file system answer?")),
+            }
+        };
         spawned.map_err(|error| {
             let failure = self.failure(action, id, &format_args!("can't be run: {error}"));
             failure.with_transience(is_transient(&error))
@@ -374,6 +402,44 @@ impl Launcher {
     }
 }
 
+/// A run of a binary that has not begun yet.
+struct Beginning {
+    binary: PathBuf,
+    since: tokio::time::Instant,
+}
+
+impl Beginning {
+    fn all() -> MutexGuard<'static, HashMap<PathBuf, Vec<tokio::time::Instant>>> {
+        static ALL: LazyLock<Mutex<HashMap<PathBuf, Vec<tokio::time::Instant>>>> =
+            LazyLock::new(Mutex::default);
+        ALL.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn new(binary: PathBuf) -> Self {
+        let since = tokio::time::Instant::now();
+        Self::all().entry(binary.clone()).or_default().push(since);
+        Self { binary, since }
+    }
+
+    /// Returns whether a run of a binary has not begun for longer than a start may take.
+    fn stands_still(binary: &Path) -> bool {
+        Self::all().get(binary).is_some_and(|runs| runs.iter().any(|since| since.elapsed() >= START_TIMEOUT))
+    }
+}
+
+impl Drop for Beginning {
+    fn drop(&mut self) {
+        let mut all = Self::all();
+        let Some(runs) = all.get_mut(&self.binary) else { return };
+        if let Some(at) = runs.iter().position(|since| *since == self.since) {
+            runs.swap_remove(at);
+        }
+        if runs.is_empty() {
+            all.remove(&self.binary);
+        }
+    }
+}
+
 /// Returns the end of a file with a program's output, which is where a program that fails says why.
 fn end_of_output(file: &Path) -> String {
     excerpt::tail(file, MAX_QUOTED_BYTES)
@@ -443,6 +509,29 @@ pub(super) mod tests {
         std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         let error = printed_version(&path.display().to_string()).await.unwrap_err().to_string();
         assert!(error.contains("5 s") && error.contains("killed"), "{error}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_binary_whose_file_system_hangs_costs_a_start_no_more_than_its_time() {
+        let launcher = launcher("/hangs/shim", Path::new("/state"));
+        let limit = Duration::from_secs(20);
+        let (answers, answered) = tokio::sync::oneshot::channel();
+        let hangs = async move { answered.await.map_err(io::Error::other) };
+        let error = launcher.spawned(hangs, "start", "x", limit).await.unwrap_err();
+        assert!(error.is_transient() && error.to_string().contains("20s"), "{error}");
+        let began = tokio::time::Instant::now();
+        let never = std::future::pending::<io::Result<()>>();
+        let error = launcher.spawned(never, "start", "y", limit).await.unwrap_err();
+        assert!(
+            error.is_transient() && error.to_string().contains("/hangs/shim start failed for y"),
+            "{error}"
+        );
+        assert!(began.elapsed() < limit, "each start takes another thread");
+        answers.send(()).unwrap();
+        while Beginning::stands_still(&launcher.binary) {
+            tokio::task::yield_now().await;
+        }
+        launcher.spawned(async { Ok(()) }, "start", "z", limit).await.unwrap();
     }
 
     #[tokio::test]
