@@ -2,6 +2,7 @@
 //! one runs, and ends shims that nobody drives.
 #![expect(clippy::disallowed_methods, reason = "opens what the kernel makes, below /proc")]
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -26,6 +27,8 @@ const REMOVED: &[u8] = b" (deleted)";
 pub(super) const SPARE_PREFIX: &str = "spare-";
 /// Beginning of the ids of shared shims.
 pub(super) const SHARED_PREFIX: &str = "shared-";
+/// Maximum number of looks for what a process has started that is to be killed.
+const MOST_LOOKS: usize = 20;
 /// Maximum length in bytes of the name that the kernel keeps of a process; the rest is cut off.
 const COMM_BYTES: usize = 15;
 
@@ -219,12 +222,57 @@ impl Launcher {
     }
 }
 
-/// Kills a process, which `process` holds, and all that it has started.
+/// Kills a process, which `process` holds, and all that it has started. All are halted first, since what is halted starts
+/// nothing more, and what is killed leaves its children to another.
 pub(super) fn kill_with_started(process: &ProcessHandle, id: ProcessId) {
-    // Afterwards they are another's children.
-    let started = procfs::descendants(id);
+    process.halt();
+    let mut started = HashSet::new();
+    for look in 0..MOST_LOOKS {
+        let mut found = procfs::descendants(id);
+        found.retain(|process| !started.contains(&(process.pid, process.started_ticks)));
+        // What was being started as its parent was halted is there a moment later.
+        if found.is_empty() && look > 0 {
+            break;
+        }
+        for new in found {
+            if let Ok(Some(held)) = ProcessHandle::open(new) {
+                held.halt();
+            }
+            started.insert((new.pid, new.started_ticks));
+        }
+    }
     process.kill();
-    started.into_iter().for_each(pidfd::kill);
+    let ids = started.into_iter().map(|(pid, started_ticks)| ProcessId { pid, started_ticks });
+    ids.for_each(pidfd::kill);
+}
+
+/// What the process of a shim that was launched ahead of its container is found to be, by its id.
+pub(super) enum Ahead {
+    /// This shim, held.
+    Is(ProcessHandle),
+    /// Gone, or another process: after a restart of the host one may have the same pid and start time.
+    IsNot,
+    Unknown,
+}
+
+/// Opens the process of a shim that was launched ahead of its container, if it is that by its arguments or its working
+/// directory.
+///
+/// # Errors
+/// As [`ProcessHandle::open`].
+pub(super) fn open_ahead(process: ProcessId, bundle: &Bundle, id: &str) -> io::Result<Ahead> {
+    let Some(held) = ProcessHandle::open(process)? else { return Ok(Ahead::IsNot) };
+    let line = procfs::command_line(process.pid);
+    let is_ahead = is_spare(&line) || is_shared(&line);
+    let is_it = procfs::shares_our_pids(process.pid)
+        && is_ahead
+        && (argument(&line, "-id") == Some(id.as_bytes()) || works_in(process.pid, bundle.directory()));
+    Ok(match is_it {
+        true => Ahead::Is(held),
+        // One that ends has no arguments any more, nor has one that can't be looked at.
+        false if line.is_empty() || is_ahead => Ahead::Unknown,
+        false => Ahead::IsNot,
+    })
 }
 
 /// Returns whether a child of a shim's is a runtime that was called for a container, and no process of a container's.
@@ -405,6 +453,71 @@ mod tests {
         assert!(launcher.is_shim(pid, &mine, "mine"), "the directory was removed, and may be made anew");
         drop(process.stdin.take());
         process.wait().await.unwrap();
+    }
+
+    /// Starts a shell that has the arguments of a shim of this id.
+    fn shell(script: &str, id: &str, directory: &Path) -> tokio::process::Child {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script, "shim", "-namespace", "nomad", "-address", "/run/ours", "-id", id]);
+        command.current_dir(directory).kill_on_drop(true);
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.spawn().unwrap()
+    }
+
+    fn id_of(process: &tokio::process::Child) -> ProcessId {
+        ProcessId::of(i32::try_from(process.id().unwrap()).unwrap())
+    }
+
+    #[tokio::test]
+    async fn what_is_written_down_of_a_shim_is_no_other_processes() {
+        let state = tempfile::tempdir().unwrap();
+        let [own, other] = ["own", "other"].map(|id| Bundle::at(state.path(), ".shared", id));
+        own.create(Path::new("/bin/shim")).unwrap();
+        other.create(Path::new("/bin/shim")).unwrap();
+        let open = |process: &tokio::process::Child, bundle: &Bundle, id: &str| {
+            open_ahead(id_of(process), bundle, id).unwrap()
+        };
+        // It was a spare, and its directory became that of a shared shim.
+        let mut spare = shell("read line", "spare-1", own.directory());
+        assert!(matches!(open(&spare, &own, "shared-1"), Ahead::Is(_)));
+        assert!(matches!(open(&spare, &own, "spare-1"), Ahead::Is(_)));
+        assert!(matches!(open(&spare, &other, "shared-2"), Ahead::Unknown));
+        let mut stranger = shell("read line", "web-1", own.directory());
+        assert!(matches!(open(&stranger, &own, "shared-1"), Ahead::IsNot));
+        for process in [&mut spare, &mut stranger] {
+            drop(process.stdin.take());
+            process.wait().await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_process_starts_while_it_is_killed_is_killed_too() {
+        let directory = tempfile::tempdir().unwrap();
+        let marker = format!("600.{}", std::process::id());
+        let script = format!("while :; do sleep {marker} & sleep 0.001; done");
+        let is_left = |pid: i32| {
+            procfs::command_line(pid).split(|byte| *byte == 0).any(|word| word == marker.as_bytes())
+        };
+        for _ in 0..20 {
+            let mut process = shell(&script, "spare-1", directory.path());
+            let id = id_of(&process);
+            while procfs::children(id.pid).len() < 5 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            let held = ProcessHandle::open(id).unwrap().unwrap();
+            kill_with_started(&held, id);
+            process.wait().await.unwrap();
+            let until = std::time::Instant::now() + Duration::from_secs(5);
+            let left = loop {
+                let left: Vec<i32> = procfs::all_pids().into_iter().filter(|pid| is_left(*pid)).collect();
+                // A killed one is there until it is reaped, without arguments.
+                if left.is_empty() || std::time::Instant::now() > until {
+                    break left;
+                }
+            };
+            left.iter().for_each(|pid| pidfd::kill(ProcessId::of(*pid)));
+            assert!(left.is_empty(), "{left:?} are left");
+        }
     }
 
     #[tokio::test]

@@ -11,12 +11,11 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::launch::LaunchKind;
-use super::processes::{SHARED_PREFIX, blocking, end_removed_below, kill_with_started};
+use super::processes::{Ahead, SHARED_PREFIX, blocking, end_removed_below, kill_with_started, open_ahead};
 use super::spare::Place;
 use super::start_inputs::FileId;
 use super::{Bundle, Connection, DescriptorStore, Error, Launcher, Shim, bundles, own_id};
 use crate::sys::error_chain::Chained;
-use crate::sys::pidfd::ProcessHandle;
 use crate::sys::procfs;
 
 /// Directory of the shared shims in the state directory. No namespace of containerd's has such a name.
@@ -159,13 +158,17 @@ impl SharedPlace {
                 ?told,
                 "a shared shim without tasks did not exit; killing it"
             );
-            let process = shim.process();
-            let killed = blocking(move || -> std::io::Result<()> {
-                let Some(shim) = ProcessHandle::open(process)? else { return Ok(()) };
-                kill_with_started(&shim, process);
-                Ok(())
-            });
-            has_ended = killed.await.flatten().is_ok() && launcher.exits_within(shim, bundle, id, ENDS).await;
+            let (process, at, of) = (shim.process(), bundle.clone(), id.clone());
+            let kill = move || match open_ahead(process, &at, &of) {
+                Ok(Ahead::Is(shim)) => {
+                    kill_with_started(&shim, process);
+                    false
+                }
+                Ok(Ahead::IsNot) => true,
+                Ok(Ahead::Unknown) | Err(_) => false,
+            };
+            has_ended =
+                blocking(kill).await.unwrap_or(false) || launcher.exits_within(shim, bundle, id, ENDS).await;
         }
         if !has_ended {
             return if matches!(told, Ok(Ok(()))) { SharedEnd::GoesOn } else { SharedEnd::Unknown };

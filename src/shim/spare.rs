@@ -10,12 +10,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::processes::{SPARE_PREFIX, blocking, end_removed_below};
+use super::processes::{Ahead, SPARE_PREFIX, blocking, end_removed_below, open_ahead};
 use super::start_inputs::FileId;
 use super::{Bundle, Connection, DescriptorStore, Error, Launcher, LogPaths, Shim, bundles, own_id};
 use crate::sys;
 use crate::sys::error_chain::Chained;
-use crate::sys::pidfd::{self, Init};
+use crate::sys::pidfd::Init;
 
 /// Directory of the spares in the state directory. No namespace of containerd's has such a name.
 const DIRECTORY: &str = ".spares";
@@ -106,12 +106,20 @@ impl Place {
         self.remove().await
     }
 
-    /// Kills a shim, and removes its socket. Returns whether it has exited.
+    /// Kills a shim, if it is the one that was written down, and removes its socket. Returns whether it has exited.
     async fn end_shim(&self, shim: &Shim) -> bool {
         let Self { id, bundle, launcher } = self;
-        let process = shim.process();
-        let killed = blocking(move || pidfd::kill(process)).await;
-        if killed.is_err() || !launcher.exits_within(shim, bundle, id, ENDS).await {
+        let (process, at, of) = (shim.process(), bundle.clone(), id.clone());
+        let kill = move || match open_ahead(process, &at, &of) {
+            Ok(Ahead::Is(shim)) => {
+                shim.kill();
+                false
+            }
+            Ok(Ahead::IsNot) => process.started_ticks != 0,
+            Ok(Ahead::Unknown) | Err(_) => false,
+        };
+        let Ok(is_another) = blocking(kill).await else { return false };
+        if !is_another && !launcher.exits_within(shim, bundle, id, ENDS).await {
             return false;
         }
         shim.remove_socket().await;
@@ -158,11 +166,20 @@ impl Spare {
         is_same && (self.holds == needs || needs == Holds::Nothing)
     }
 
-    /// Returns whether the file that the shim runs is still at its path.
-    async fn is_current(&self) -> bool {
+    /// Returns the file that is at the path of the shim's binary, whose file system may hang.
+    async fn current_file(&self) -> Option<FileId> {
         let path = self.place.launcher.binary.clone();
-        let now = sys::blocking::run(move || FileId::of(&path)).await;
-        now.is_some() && now == self.binary
+        blocking(move || FileId::of(&path)).await.ok().flatten()
+    }
+
+    /// Returns whether the shim runs this file. What can't be looked at is taken for the same.
+    pub(crate) fn runs(&self, file: Option<FileId>) -> bool {
+        file.is_none_or(|file| self.binary == Some(file))
+    }
+
+    /// Returns whether both run the same file.
+    pub(crate) fn runs_file_of(&self, other: &Self) -> bool {
+        self.binary == other.binary
     }
 
     /// Makes this the shim of a container: its directory becomes the container's bundle, which isn't there if this fails.
@@ -170,8 +187,10 @@ impl Spare {
     /// # Errors
     /// Says what is to become of the spare.
     pub(crate) async fn hand_over(&self, bundle: &Bundle, id: &str) -> Result<(Connection, Shim), Refusal> {
-        if !self.is_current().await {
-            return Err(Refusal::Useless);
+        match self.current_file().await {
+            None => return Err(Refusal::Useless),
+            file if !self.runs(file) => return Err(Refusal::Replaced),
+            Some(_) => {}
         }
         let answer = async {
             let connection = Connection::open(&self.shim.bootstrap, id).await?;
@@ -207,8 +226,10 @@ impl Spare {
 
 /// Why a spare can't become the shim of a container.
 pub(crate) enum Refusal {
-    /// It has died, doesn't answer as it should, has no directory, or is not of the current binary.
+    /// It has died, doesn't answer as it should, or has no directory, or its binary can't be looked at.
     Useless,
+    /// Another file is at the path of its binary.
+    Replaced,
     /// It doesn't answer in time.
     Hangs,
     /// The shim is fine, but its directory can't be moved.

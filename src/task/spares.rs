@@ -18,7 +18,7 @@ use super::container::ContainerHandles;
 use super::{Settings, Tasks, runtime};
 use crate::config::{LogCollection, LogType, PluginConfig, ShimSharing};
 use crate::shim::{
-    self, Bundle, Connection, DescriptorStore, Family, Holds, Launcher, Place, Refusal, Shim, Spare,
+    self, Bundle, Connection, DescriptorStore, Family, FileId, Holds, Launcher, Place, Refusal, Shim, Spare,
     end_left_spares,
 };
 use crate::sys::error_chain::Chained;
@@ -120,6 +120,10 @@ impl Spares {
                 Ok((connection, shim)) => return Some((connection, shim, spare.store())),
                 // They are ended once the start is over.
                 Err(Refusal::Useless) => pool.left.push(Leftover::Spare(spare)),
+                Err(Refusal::Replaced) => {
+                    pool.give_up(|other| !other.runs_file_of(&spare));
+                    pool.left.push(Leftover::Spare(spare));
+                }
                 Err(Refusal::Hangs) => {
                     pool.left.push(Leftover::Spare(spare));
                     return None;
@@ -215,9 +219,14 @@ impl Spares {
             let idle_from = self.lock().last_start.unwrap_or(began).max(began) + idle;
             let is_wanted = count > 0 && Instant::now() < idle_from && !self.lock().is_useless;
             let launcher = if is_wanted { launcher(current).await } else { None };
+            let file = match launcher.as_ref().map(|launcher| launcher.binary.clone()) {
+                Some(path) => shim::look_at_processes(move || FileId::of(&path)).await.ok().flatten(),
+                None => None,
+            };
             {
                 let mut pool = self.lock();
-                pool.give_up(|spare| launcher.as_ref().is_some_and(|by| spare.is_by(by, holds)));
+                let is_kept = |spare: &Spare, by: &Launcher| spare.is_by(by, holds) && spare.runs(file);
+                pool.give_up(|spare| launcher.as_ref().is_some_and(|by| is_kept(spare, by)));
                 if pool.give_up(|spare| !spare.process().is_some_and(|process| process.has_ended())) {
                     // What kills them may kill the next as well.
                     launching.note(true);

@@ -18,7 +18,7 @@ use serde_json::json;
 use crate::cases::support::copied_shim::CopiedShim;
 use crate::cases::support::driver_logs::{collecting, output};
 use crate::cases::support::resource_usage::shim_of;
-use crate::cases::support::spares::{all as spares, all_there, directory};
+use crate::cases::support::spares::{all as spares, all_of, all_there, directory};
 use crate::cases::support::{cases, ensure_eq, until};
 
 cases!["spares":
@@ -40,6 +40,9 @@ cases!["spares":
     a_task_that_has_one_is_recovered_and_destroyed_without_it,
     a_task_whose_stdin_stays_open_has_a_shim_of_its_own,
 ];
+
+/// Number of spares of which a start looks at a part.
+const MORE: usize = 4;
 
 async fn a_start_takes_one_and_another_is_launched_after_it(
     case: &CaseContext,
@@ -248,15 +251,16 @@ async fn none_is_launched_where_the_operator_wants_none(case: &CaseContext) -> R
 
 async fn one_of_a_shim_that_was_replaced_is_not_taken(case: &CaseContext) -> Result<()> {
     let copied = CopiedShim::new(case)?;
-    let options = copied.options();
+    let mut options = copied.options();
+    options["spare_shims"] = json!(MORE);
     let mut plugin = case.plugin_as(&case.launch(), &options).await?;
-    let before = all_there(case).await?;
+    let before = all_of(case, MORE).await?;
     copied.replace()?;
     let task = case.run(&plugin, &case.shell("sleep 600")).await?;
     let shim = shim_of(&plugin, &task).await?.as_raw();
     ensure!(!before.contains(&shim), "the task has the earlier shim {shim}");
     until(LIMIT, "end of the earlier shims", || before.iter().all(|pid| !alive(*pid))).await?;
-    all_there(case).await?;
+    all_of(case, MORE).await?;
     task.end(&plugin).await?;
     case.nothing_left()?;
     plugin.shut_down().await

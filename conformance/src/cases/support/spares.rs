@@ -29,10 +29,18 @@ pub fn all(case: &CaseContext) -> Vec<i32> {
 /// # Errors
 /// Fails if they aren't there in time.
 pub async fn all_there(case: &CaseContext) -> Result<Vec<i32>> {
+    all_of(case, KEPT).await
+}
+
+/// Waits until there are as many as this, as [`all_there`] does.
+///
+/// # Errors
+/// Fails if they aren't there in time.
+pub async fn all_of(case: &CaseContext, count: usize) -> Result<Vec<i32>> {
     let are_there = || {
         let launched =
             children(&directory(case)).into_iter().filter(|place| place.join("shim.json").exists());
-        all(case).len() == KEPT && launched.count() == KEPT
+        all(case).len() == count && launched.count() == count
     };
     until(LIMIT, "all spare shims", are_there).await?;
     Ok(all(case))
