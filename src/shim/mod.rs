@@ -50,7 +50,9 @@ pub(crate) use options::CreateOptions;
 pub(crate) use processes::blocking as look_at_processes;
 pub(crate) use runtime::{RUNC, find_shim, identify_program, require_program, sets_oom_scores};
 pub(crate) use runtime_log::with_runtime_reason;
-pub(crate) use shared::{Found, ShareKey, SharedEnd, SharedPlace, end_removed_shared, find_shared};
+pub(crate) use shared::{
+    Found, ShareKey, SharedEnd, SharedPlace, end_removed_shared, find_shared, names_no_shim,
+};
 pub(crate) use spare::{Holds, Place, Refusal, Spare, end_left_spares};
 pub(crate) use staged_mounts::StagedMount;
 pub(crate) use start_inputs::{FileId, StartInputs};

@@ -268,37 +268,60 @@ pub(crate) struct Found {
     pub cut_off: Vec<SharedPlace>,
     /// The shared shims that bundles name, each with the id of the bundle's container.
     pub users: Vec<(SharedPlace, Shim, String)>,
+    /// What could not be read: then it is not known who has which.
+    pub unread: Vec<Error>,
 }
 
 /// Finds the shared shims of a state directory, and whose they are by the bundles of these namespaces. One that this plugin
-/// is launching is none yet. Blocking: not for an async thread.
+/// is launching is none yet. A bundle that can't be read hides no other. Blocking: not for an async thread.
 ///
 /// # Errors
-/// Names what can't be read: then it is not known who has which.
+/// Names a directory of bundles that can't be listed.
 pub(crate) fn find_shared(state_dir: &Path, namespaces: &[&str]) -> Result<Found, Error> {
     let mut found = Found::default();
     for place in bundles(state_dir, DIRECTORY)?.iter().filter_map(|id| SharedPlace::of(state_dir, id)) {
-        match place.bundle.look_for_shim()? {
+        match place.bundle.look_for_shim() {
             // This plugin is launching it, or has it.
             _ if own_id::is_own(SHARED_PREFIX, &place.id) => {}
-            Some(shim) if shim.is_shared() => {
-                let key = place.bundle.read_json(KEY)?;
+            Ok(Some(shim)) if shim.is_shared() => {
+                let key = place.bundle.read_json(KEY).unwrap_or_else(|error| {
+                    found.unread.push(error);
+                    None
+                });
                 found.shims.push((place, shim, key));
             }
-            _ => found.cut_off.push(place),
+            Ok(_) => found.cut_off.push(place),
+            Err(error) => found.unread.push(error),
         }
     }
     for namespace in namespaces {
         for id in bundles(state_dir, namespace)? {
-            let shim = Bundle::at(state_dir, namespace, &id).look_for_shim()?;
+            let shim = match Bundle::at(state_dir, namespace, &id).look_for_shim() {
+                Ok(shim) => shim,
+                Err(error) => {
+                    found.unread.push(error);
+                    continue;
+                }
+            };
             let named =
                 shim.and_then(|shim| Some((SharedPlace::of(state_dir, shim.shared.as_deref()?)?, shim)));
             found.users.extend(named.map(|(place, shim)| (place, shim, id)));
         }
     }
-    // Somebody may have removed what was written down of a shim.
-    found.cut_off.retain(|cut_off| !found.users.iter().any(|(place, ..)| place.id == cut_off.id));
+    // Somebody may have removed what was written down of a shim, and one that could not be read may name it.
+    let is_all_read = found.unread.is_empty();
+    found
+        .cut_off
+        .retain(|cut_off| is_all_read && !found.users.iter().any(|(place, ..)| place.id == cut_off.id));
     Ok(found)
+}
+
+/// Returns whether the bundles of a container, which may be in any of these namespaces, name no shim. Blocking: not for an
+/// async thread.
+pub(crate) fn names_no_shim(state_dir: &Path, namespaces: &[&str], id: &str) -> bool {
+    let names_none =
+        |namespace: &&str| matches!(Bundle::at(state_dir, namespace, id).look_for_shim(), Ok(None));
+    namespaces.iter().all(names_none)
 }
 
 #[cfg(test)]
@@ -356,7 +379,36 @@ mod tests {
         // Reading a directory fails, as reading a file does for want of descriptors.
         std::fs::remove_file(web.directory().join("shim.json")).unwrap();
         std::fs::create_dir(web.directory().join("shim.json")).unwrap();
-        assert!(cut_off().is_err());
+        assert_eq!(cut_off().unwrap(), 0, "one that can't be read may name it");
+    }
+
+    #[test]
+    fn a_bundle_that_can_not_be_read_hides_no_other() {
+        let state = tempfile::tempdir().unwrap();
+        let [known, unread] = ["shared-1-2-3", "shared-1-2-4"].map(|id| {
+            let place = SharedPlace::of(state.path(), id).unwrap();
+            place.bundle.create(Path::new("/bin/shim")).unwrap();
+            place
+        });
+        let shim = Shim { shared: Some(known.id.clone()), ..shim() };
+        known.bundle.write_shim(&shim).unwrap();
+        std::fs::create_dir(known.bundle.directory().join(KEY)).unwrap();
+        std::fs::create_dir(unread.bundle.directory().join("shim.json")).unwrap();
+        for id in ["db", "web"] {
+            let bundle = Bundle::at(state.path(), "nomad", id);
+            bundle.create(Path::new("/bin/shim")).unwrap();
+            bundle.write_shim(&shim).unwrap();
+        }
+        let web = state.path().join("nomad/web/shim.json");
+        std::fs::remove_file(&web).unwrap();
+        std::fs::create_dir(&web).unwrap();
+        let found = find_shared(state.path(), &["nomad"]).unwrap();
+        assert_eq!((found.shims.len(), found.users.len(), &*found.users[0].2), (1, 1, "db"));
+        assert_eq!(found.unread.len(), 3, "{:?}", found.unread);
+        assert!(
+            !names_no_shim(state.path(), &["nomad"], "db") && !names_no_shim(state.path(), &["nomad"], "web")
+        );
+        assert!(names_no_shim(state.path(), &["nomad"], "gone"));
     }
 
     #[tokio::test]

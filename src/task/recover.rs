@@ -165,7 +165,8 @@ async fn hold(process: ProcessId) -> std::io::Result<Option<Init>> {
 
 /// Connects to a task's shim and asks for its state. A shim that can't be asked costs no task whose first process runs,
 /// as long as the shim's own process is there: whatever the shim is busy with, or this plugin is short of, is no exit
-/// of the task, and the kernel reports an exit all the same.
+/// of the task, and the kernel reports an exit all the same. Nor does a shared shim, which may be busy with another task,
+/// cost one whose first process is gone: it has the exit status.
 async fn reach(
     shared_shims: &SharedShims,
     container: &ContainerHandles,
@@ -177,12 +178,18 @@ async fn reach(
         (ShimAnswer::Nothing, Error::failed(late))
     };
     let opened = Connection::open(&driver_state.shim.bootstrap, &driver_state.container_id).await;
+    let is_shared = driver_state.shim.is_shared();
     let (answer, error) = match opened {
         // Those that are recovered next, one after the other, don't wait for it as well.
         Ok(_) if shared_shims.is_silent(&driver_state.shim) => late(),
         Ok(connection) => match tokio::time::timeout(SHIM_ANSWERS, connection.state()).await {
-            Ok(Ok(_)) => return Ok(connection),
-            Ok(Err(error)) => (ShimAnswer::by(&error), error.into()),
+            Ok(answer) => {
+                shared_shims.note_answer(&driver_state.shim, &answer);
+                match answer {
+                    Ok(_) => return Ok(connection),
+                    Err(error) => (ShimAnswer::by(&error), error.into()),
+                }
+            }
             Err(_) => {
                 shared_shims.is_not_answering(&driver_state.shim);
                 late()
@@ -191,11 +198,11 @@ async fn reach(
         Err(error) => (ShimAnswer::Nothing, error.into()),
     };
     let process_is_gone = is_known_to_be_gone(driver_state, init);
-    let shim_is_gone = answer == ShimAnswer::Nothing && !process_is_gone && {
+    let shim_is_gone = answer == ShimAnswer::Nothing && (!process_is_gone || is_shared) && {
         let shim = container.launcher.process_of(&driver_state.shim, &container.bundle, &container.id).await;
         matches!(shim, Ok(None))
     };
-    match recovery(answer, process_is_gone, shim_is_gone) {
+    match recovery(answer, process_is_gone, shim_is_gone, is_shared) {
         Recovery::Possible => {}
         Recovery::Impossible(None) => return Err(error),
         Recovery::Impossible(Some(why)) => return Err(error.context(why)),
@@ -203,7 +210,8 @@ async fn reach(
     tracing::warn!(
         container = driver_state.container_id,
         error = %error.chain(),
-        "the shim does not answer, but it and the task's process are running as far as can be told"
+        process_is_gone,
+        "the shim does not answer, but is running as far as can be told"
     );
     Ok(Connection::deferred(&driver_state.shim.bootstrap, &driver_state.container_id))
 }
@@ -232,11 +240,18 @@ pub(super) enum Recovery {
 }
 
 /// Decides whether a task is recovered whose shim has not told its state. `process_is_gone` and `shim_is_gone` are true
-/// only where that is known.
-pub(super) fn recovery(answer: ShimAnswer, process_is_gone: bool, shim_is_gone: bool) -> Recovery {
+/// only where that is known. A shim that `is_shared` is asked later for the exit status of a process that is gone.
+pub(super) fn recovery(
+    answer: ShimAnswer,
+    process_is_gone: bool,
+    shim_is_gone: bool,
+    is_shared: bool,
+) -> Recovery {
     match answer {
         ShimAnswer::HasNoTask => Recovery::Impossible(None),
-        ShimAnswer::Nothing if process_is_gone => Recovery::Impossible(Some("its first process is gone")),
+        ShimAnswer::Nothing if process_is_gone && !is_shared => {
+            Recovery::Impossible(Some("its first process is gone"))
+        }
         ShimAnswer::Nothing if shim_is_gone => Recovery::Impossible(Some("its shim is gone")),
         ShimAnswer::Nothing => Recovery::Possible,
     }
@@ -330,11 +345,18 @@ mod tests {
 
     #[test]
     fn a_shim_that_can_t_be_asked_costs_no_running_task() {
-        assert_eq!(recovery(ShimAnswer::Nothing, false, false), Recovery::Possible);
-        for (process_is_gone, shim_is_gone) in [(false, true), (true, false), (true, true)] {
-            assert_ne!(recovery(ShimAnswer::Nothing, process_is_gone, shim_is_gone), Recovery::Possible);
+        for is_shared in [false, true] {
+            let verdict = |process_is_gone, shim_is_gone| {
+                recovery(ShimAnswer::Nothing, process_is_gone, shim_is_gone, is_shared)
+            };
+            assert_eq!(verdict(false, false), Recovery::Possible);
+            assert_ne!(verdict(false, true), Recovery::Possible);
+            assert_ne!(verdict(true, true), Recovery::Possible);
+            // A shared one has the exit status, and answers once it is done with another task.
+            assert_eq!(verdict(true, false) == Recovery::Possible, is_shared);
+            let has_none = recovery(ShimAnswer::HasNoTask, true, false, is_shared);
+            assert_eq!(has_none, Recovery::Impossible(None));
         }
-        assert_eq!(recovery(ShimAnswer::HasNoTask, false, false), Recovery::Impossible(None));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -22,7 +22,7 @@ use super::{Settings, Tasks, error as task};
 use crate::config::DriverName;
 use crate::shim::{
     self, Bundle, Connection, DescriptorStore, Found, HeldPipes, Holds, Launcher, RUNTIME_CALL_TIMEOUT,
-    ShareKey, SharedEnd, SharedPlace, Shim, end_removed_shared, find_shared,
+    ShareKey, SharedEnd, SharedPlace, Shim, end_removed_shared, find_shared, names_no_shim,
 };
 use crate::sys::blocking;
 use crate::sys::error_chain::Chained;
@@ -36,6 +36,12 @@ const SILENT: Duration = Duration::from_secs(30);
 const ASKS_AGAIN: Duration = Duration::from_secs(10);
 /// Maximum time of an answer about a container that a shim most likely does not have.
 const LOST_IS_TOLD: Duration = Duration::from_secs(2);
+/// Maximum time that a start waits for another one's launch of the shim that they share.
+const TURN: Duration = Duration::from_secs(60);
+/// Maximum time in which a sweep has shims remove what they have of containers that were taken down.
+const REMOVES: Duration = Duration::from_secs(30);
+/// Pause before bundles are read again of which some could not be read.
+const READS_AGAIN: Duration = Duration::from_secs(30);
 
 #[derive(Default)]
 pub(super) struct SharedShims {
@@ -47,12 +53,28 @@ pub(super) struct SharedShims {
     taken_down: Mutex<Vec<(Shim, String)>>,
     /// Whether those whose directory was removed were looked for.
     has_swept: AtomicBool,
-    /// State directory whose shims are known.
-    loaded: tokio::sync::Mutex<Option<PathBuf>>,
+    loaded: tokio::sync::Mutex<Option<Loaded>>,
+    /// Why bundles could not be read, of which was warned.
+    warned: Mutex<HashSet<String>>,
     /// So that tasks that come at once launch one shim.
     turns: Mutex<HashMap<ShareKey, Weak<Turn>>>,
     /// Shims that gave no answer, and when.
     silent: Mutex<HashMap<String, Instant>>,
+}
+
+/// The state directory whose shims are known.
+struct Loaded {
+    state_dir: PathBuf,
+    /// Time of the last look, if it could not read all.
+    incomplete: Option<Instant>,
+}
+
+/// What a shim has of a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Holding {
+    Nothing,
+    Container,
+    Unknown,
 }
 
 /// The launches of shims of one key, one after the other.
@@ -123,38 +145,81 @@ impl SharedShims {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Learns which shared shims there are, once. Returns whether all are known, with all of their tasks.
+    /// Learns which shared shims there are, once, or again while some bundles can't be read. Returns whether all are known,
+    /// with all of their tasks.
     pub(super) async fn load(&self, settings: &Settings) -> bool {
         let state_dir = settings.config.state_dir.clone();
         let mut loaded = self.loaded.lock().await;
-        if loaded.as_ref() == Some(&state_dir) {
-            return true;
+        match loaded.as_ref().filter(|loaded| loaded.state_dir == state_dir) {
+            Some(Loaded { incomplete: None, .. }) => return true,
+            Some(Loaded { incomplete: Some(at), .. }) if at.elapsed() < READS_AGAIN => return false,
+            _ => {}
         }
         let at = state_dir.clone();
         // The driver may have had its other name.
         let namespaces =
             [DriverName::ContainerdDriver, DriverName::Docker].map(DriverName::containerd_namespace);
-        let Found { shims, cut_off, users } = match blocking::run(move || find_shared(&at, &namespaces)).await
-        {
+        let found = blocking::run(move || find_shared(&at, &namespaces)).await;
+        let Found { shims, cut_off, users, unread } = match found {
             Ok(found) => found,
             Err(error) => {
-                tracing::warn!(error = %error.chain(), "can't look for shared shims yet");
+                self.warn_once(&error);
                 return false;
             }
         };
+        unread.iter().for_each(|error| self.warn_once(error));
         join_all(shims.into_iter().map(|(place, shim, key)| self.add(place, shim, key))).await;
+        let mut entered = Vec::new();
         for (place, shim, user) in users {
             self.add(place, shim.clone(), None).await;
-            self.enter(&shim, user);
+            // This plugin knows who has the shims that it has launched.
+            if !shim.shared.as_ref().is_some_and(|id| self.is_own(id)) {
+                self.enter(&shim, user.clone());
+                entered.push(user);
+            }
         }
-        self.cut_off.lock().unwrap_or_else(PoisonError::into_inner).extend(cut_off);
-        *loaded = Some(state_dir);
-        true
+        self.forget_gone(&state_dir, namespaces, entered).await;
+        {
+            let mut all = self.cut_off.lock().unwrap_or_else(PoisonError::into_inner);
+            all.retain(|known| !cut_off.iter().any(|place| place.id() == known.id()));
+            all.extend(cut_off);
+        }
+        let is_complete = unread.is_empty();
+        *loaded = Some(Loaded { state_dir, incomplete: (!is_complete).then(Instant::now) });
+        is_complete
+    }
+
+    /// Warns of what keeps shared shims, or who has them, from being known, once for each reason.
+    fn warn_once(&self, error: &shim::Error) {
+        let (error, mut warned) =
+            (error.chain().to_string(), self.warned.lock().unwrap_or_else(PoisonError::into_inner));
+        if !warned.contains(&error) {
+            tracing::warn!(%error, "can't tell yet which tasks have which shared shim; trying again");
+            warned.insert(error);
+        }
+    }
+
+    fn is_own(&self, id: &str) -> bool {
+        self.lock().get(id).is_some_and(|known| known.is_own)
+    }
+
+    /// Takes out those whose teardown was over before they were entered: nobody else will.
+    async fn forget_gone(&self, state_dir: &Path, namespaces: [&'static str; 2], mut entered: Vec<String>) {
+        let at = state_dir.to_owned();
+        let gone = blocking::run(move || {
+            entered.retain(|id| names_no_shim(&at, &namespaces, id));
+            entered
+        });
+        let gone = gone.await;
+        for known in self.lock().values_mut().filter(|known| !known.is_own) {
+            known.users.retain(|user| !gone.contains(user));
+        }
     }
 
     /// Adds a shim of an earlier plugin, unless it is known.
     async fn add(&self, place: SharedPlace, shim: Shim, key: Option<ShareKey>) {
-        if self.lock().contains_key(place.id()) {
+        if let Some(known) = self.lock().get_mut(place.id()) {
+            known.learn(key);
             return;
         }
         let (store, phase) = match open_store(&shim).await {
@@ -165,8 +230,8 @@ impl SharedShims {
             Err(_) => (None, Phase::Retired),
         };
         let (users, is_own, is_unswept) = (HashSet::new(), false, true);
-        let known = Known { key, store, users, is_own, is_unswept, phase, place, shim };
-        self.lock().entry(known.place.id().to_owned()).or_insert(known);
+        let known = Known { key: key.clone(), store, users, is_own, is_unswept, phase, place, shim };
+        self.lock().entry(known.place.id().to_owned()).or_insert(known).learn(key);
     }
 
     /// Notes that a container may be in a shim that is known.
@@ -198,9 +263,16 @@ impl SharedShims {
         let mut tries = 0..TRIES;
         loop {
             tries.next();
-            let (place, shim, store) = self.find_or_launch(&join).await?;
+            let Some((place, shim, store)) = self.find_or_launch(&join).await? else {
+                tracing::warn!(
+                    container = id,
+                    "another task has not launched the shim that they are to share within {TURN:?}; the task gets a shim of its own"
+                );
+                return Ok(None);
+            };
             match ask(&shim, id).await {
                 Ok(connection) => {
+                    self.has_answered(&shim);
                     if let Err(error) = store.add(id, held) {
                         tracing::warn!(container = id, %error, "the shared shim can't hold the task's descriptors; the task gets a shim of its own");
                         self.leave(settings, id, None).await;
@@ -228,25 +300,28 @@ impl SharedShims {
         }
     }
 
-    /// Returns a shim that the tasks of the key share, which is launched if there is none.
-    async fn find_or_launch(&self, join: &Join<'_>) -> Result<Joined, shim::Error> {
+    /// Returns a shim that the tasks of the key share, which is launched if there is none. `None` if another start is about
+    /// to launch it for too long.
+    async fn find_or_launch(&self, join: &Join<'_>) -> Result<Option<Joined>, shim::Error> {
         let Join { settings, spares, container, key, given_up, .. } = join;
         let (id, asked) = (&container.id, Instant::now());
         if let Some(found) = self.find(key, id).await {
-            return Ok(found);
+            return Ok(Some(found));
         }
         let turn = self.turn(key);
         let _turn = tokio::select! {
             turn = turn.lock.lock() => turn,
             () = given_up.cancelled() => return Err(shim::Error::GivenUp),
+            () = tokio::time::sleep(TURN) => return Ok(None),
         };
         if let Some(error) = turn.failed_since(asked) {
             return Err(error);
         }
         match self.find(key, id).await {
-            Some(found) => Ok(found),
+            Some(found) => Ok(Some(found)),
             None => Box::pin(self.launch(settings, &container.launcher, spares, key, id))
                 .await
+                .map(Some)
                 .map_err(|error| turn.note(error)),
         }
     }
@@ -372,6 +447,22 @@ impl SharedShims {
         }
     }
 
+    /// Notes that a shim has answered.
+    fn has_answered(&self, shim: &Shim) {
+        if let Some(id) = &shim.shared {
+            self.silent.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+        }
+    }
+
+    /// Notes whether a shim has answered a call in time. One that did not reach it says nothing of that.
+    pub(super) fn note_answer<T>(&self, shim: &Shim, answer: &Result<T, shim::Error>) {
+        match answer {
+            Err(error) if error.is_late() => self.is_not_answering(shim),
+            Err(error) if !error.is_not_found() && !error.is_refusal() => {}
+            _ => self.has_answered(shim),
+        }
+    }
+
     /// Returns whether a shim that several tasks have gave one of them no answer a moment ago.
     pub(super) fn is_silent(&self, shim: &Shim) -> bool {
         let silent = self.silent.lock().unwrap_or_else(PoisonError::into_inner);
@@ -387,40 +478,60 @@ impl SharedShims {
         // This plugin knows who has the shims that it has launched.
         let may_have = |known: &&Known| !known.is_own || known.users.contains(id);
         let all: Vec<Shim> = self.lock().values().filter(may_have).map(|known| known.shim.clone()).collect();
-        let found = join_all(all.iter().map(|shim| self.may_have(shim, id))).await;
+        let found = join_all(all.iter().map(|shim| self.holding(shim, id))).await;
+        let state = container.runtime_state();
+        let is_there = bundle.off_thread(move |bundle| bundle.exists() || state.try_exists().unwrap_or(true));
+        let is_there = is_there.await;
         let mut is_ended = None;
-        for (shim, _) in all.iter().zip(found).filter(|(_, may_have)| *may_have) {
+        for (shim, holding) in all.iter().zip(found) {
+            match holding {
+                Holding::Nothing => continue,
+                // Most likely it was taken down long ago.
+                Holding::Unknown if !is_there => continue,
+                Holding::Unknown | Holding::Container => {}
+            }
             // A runtime that can't write its log does nothing.
             bundle.off_thread(Bundle::make_directory).await?;
-            let ended = if self.is_silent(shim) { Ok(false) } else { end_in(shim, id).await.map(|()| true) };
+            let ended =
+                if self.is_silent(shim) { Ok(false) } else { self.end_in(shim, id).await.map(|()| true) };
             is_ended = Some(is_ended == Some(true) || matches!(ended, Ok(true)));
             if let Err(error) = ended {
                 tracing::debug!(container = id, shim = shim.shared, error = %error.chain(), "a shared shim can't end a lost container");
             }
         }
         match is_ended {
-            None => return Ok(()),
-            Some(true) => {}
+            None => {}
+            Some(true) => {
+                tracing::warn!(container = id, "ended a container in a shared shim whose bundle was lost");
+            }
             Some(false) => launcher.delete(bundle, id).await?,
         }
-        tracing::warn!(container = id, "ended a container in a shared shim whose bundle was lost");
         Ok(())
     }
 
-    /// Returns whether a shim has a container of this id, or can't tell.
-    async fn may_have(&self, shim: &Shim, container_id: &str) -> bool {
+    /// Asks a shim for a container of this id, unless it gave no answer a moment ago.
+    async fn holding(&self, shim: &Shim, container_id: &str) -> Holding {
+        let unless_dead = || if shim.is_alive() { Holding::Unknown } else { Holding::Nothing };
         if self.is_silent(shim) {
-            return shim.is_alive();
+            return unless_dead();
         }
         let state = async { Connection::open(&shim.bootstrap, container_id).await?.state().await };
-        match tokio::time::timeout(LOST_IS_TOLD, state).await {
-            Ok(Ok(_)) => true,
-            Ok(Err(error)) => !error.is_not_found() && shim.is_alive(),
-            Err(_) => {
-                self.is_not_answering(shim);
-                true
-            }
+        let Ok(answer) = tokio::time::timeout(LOST_IS_TOLD, state).await else {
+            self.is_not_answering(shim);
+            return Holding::Unknown;
+        };
+        self.note_answer(shim, &answer);
+        match answer {
+            Ok(_) => Holding::Container,
+            Err(error) if error.is_not_found() => Holding::Nothing,
+            Err(_) => unless_dead(),
         }
+    }
+
+    async fn end_in(&self, shim: &Shim, container_id: &str) -> Result<(), shim::Error> {
+        let ended = end_in(shim, container_id).await;
+        self.note_answer(shim, &ended);
+        ended
     }
 
     /// Ends a shim that has no container any more. One whose tasks this plugin may not all know is killed only if it
@@ -452,22 +563,49 @@ impl SharedShims {
     }
 
     /// Has shims remove what they still have of containers that were taken down while they could not be asked, or were in
-    /// the middle of their creation.
+    /// the middle of their creation. A shim that takes too long holds up the others of this sweep only.
     async fn end_taken_down(&self) {
         let taken_down = std::mem::take(&mut *self.taken_down.lock().unwrap_or_else(PoisonError::into_inner));
+        let until = Instant::now() + REMOVES;
+        let (mut untried, mut failed) = (Vec::new(), Vec::new());
         for (shim, id) in taken_down {
             if !shim.is_alive() || self.lock().values().any(|known| known.users.contains(&id)) {
                 continue;
             }
-            if self.may_have(&shim, &id).await && (self.is_silent(&shim) || end_in(&shim, &id).await.is_err())
-            {
-                self.taken_down.lock().unwrap_or_else(PoisonError::into_inner).push((shim, id));
+            if Instant::now() >= until {
+                untried.push((shim, id));
+                continue;
             }
+            match tokio::time::timeout_at(until, self.removes(&shim, &id)).await {
+                Ok(true) => continue,
+                Ok(false) => {}
+                Err(_) => self.is_not_answering(&shim),
+            }
+            failed.push((shim, id));
+        }
+        // Those that failed come last the next time.
+        let left = untried.into_iter().chain(failed);
+        self.taken_down.lock().unwrap_or_else(PoisonError::into_inner).extend(left);
+    }
+
+    /// Has a shim remove a container, and returns whether it has none of this id any more.
+    async fn removes(&self, shim: &Shim, container_id: &str) -> bool {
+        match self.holding(shim, container_id).await {
+            Holding::Nothing => true,
+            _ if self.is_silent(shim) => false,
+            _ => self.end_in(shim, container_id).await.is_ok(),
         }
     }
 }
 
 impl Known {
+    /// Notes which tasks may have the shim, where nothing has told it so far.
+    fn learn(&mut self, key: Option<ShareKey>) {
+        if self.key.is_none() {
+            self.key = key;
+        }
+    }
+
     fn serves(&self, key: &ShareKey) -> bool {
         self.phase == Phase::Serving && self.key.as_ref() == Some(key)
     }
@@ -594,10 +732,12 @@ impl Tasks {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use std::sync::atomic::AtomicUsize;
 
     use serde_json::json;
-    use shim_protos::{ApiVersion, Bootstrap};
+    use shim_protos::{ApiVersion, Bootstrap, CallError};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::UnixListener;
 
     use super::*;
     use crate::config::{DriverName, PluginConfig};
@@ -612,8 +752,15 @@ mod tests {
     /// Leaves a shared shim that has died, and bundles that name it. Returns its place and what tasks are written down to
     /// share it.
     async fn left(settings: &Settings, users: &[&str]) -> (SharedPlace, Shim, ShareKey) {
+        left_at(SharedPlace::new(&settings.config.state_dir), settings, users).await
+    }
+
+    async fn left_at(
+        place: SharedPlace,
+        settings: &Settings,
+        users: &[&str],
+    ) -> (SharedPlace, Shim, ShareKey) {
         let state_dir = &settings.config.state_dir;
-        let place = SharedPlace::new(state_dir);
         place.bundle().create(Path::new("/bin/shim")).unwrap();
         let bootstrap = Bootstrap { version: ApiVersion::V2, socket: state_dir.join("nobody.sock") };
         let shim = Shim { bootstrap, pid: i32::MAX, started_ticks: 9, shared: None };
@@ -690,6 +837,129 @@ mod tests {
         assert!(shared.is_silent(&shim) && !shared.is_silent(&Shim { shared: None, ..shim.clone() }));
         tokio::time::advance(SILENT).await;
         assert!(!shared.is_silent(&shim));
+        let answer = |source| Err::<(), _>(shim::Error::Call { doing: "look".to_owned(), source });
+        let late = answer(CallError::TimedOut(LOST_IS_TOLD));
+        let answers =
+            [answer(CallError::NotFound("x".to_owned())), answer(CallError::Refused("x".to_owned())), Ok(())];
+        for answered in answers {
+            shared.note_answer(&shim, &late);
+            assert!(shared.is_silent(&shim));
+            shared.note_answer(&shim, &answer(CallError::Disconnected("x".to_owned())));
+            assert!(shared.is_silent(&shim), "nothing was heard of it");
+            shared.note_answer(&shim, &answered);
+            assert!(!shared.is_silent(&shim), "it has answered: {answered:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_bundle_that_can_not_be_read_hides_no_other_and_is_read_again() {
+        let state = tempfile::tempdir().unwrap();
+        let settings = settings(state.path());
+        // Not one of this plugin's.
+        let place = SharedPlace::of(state.path(), "shared-1-2-3").unwrap();
+        let (place, shim, key) = left_at(place, &settings, &["web", "db"]).await;
+        let web = state.path().join(settings.namespace()).join("web/shim.json");
+        std::fs::remove_file(&web).unwrap();
+        std::fs::create_dir(&web).unwrap();
+        let shared = SharedShims::default();
+        // As a recovery does that could not look for it.
+        shared.add(place.clone(), shim.clone(), None).await;
+        assert!(!shared.load(&settings).await, "somebody unknown may have it");
+        assert!(shared.has(&place, "db") && shared.lock()[place.id()].key == Some(key));
+        std::fs::remove_dir(&web).unwrap();
+        Bundle::at(state.path(), settings.namespace(), "web").write_shim(&shim).unwrap();
+        assert!(!shared.load(&settings).await && !shared.has(&place, "web"), "each start looks again");
+        tokio::time::advance(READS_AGAIN).await;
+        assert!(shared.load(&settings).await && shared.has(&place, "web"));
+        assert_eq!(shared.warned.lock().unwrap().len(), 1, "warned of once");
+        // A teardown may be over between the look and the note.
+        shared.enter(&shim, "gone".to_owned());
+        let namespaces =
+            [DriverName::ContainerdDriver, DriverName::Docker].map(DriverName::containerd_namespace);
+        shared.forget_gone(state.path(), namespaces, vec!["gone".to_owned(), "db".to_owned()]).await;
+        assert!(!shared.has(&place, "gone") && shared.has(&place, "db"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_start_does_not_wait_for_ever_for_anothers_launch() {
+        let state = tempfile::tempdir().unwrap();
+        let settings = settings(state.path());
+        let (shared, spares, given_up) =
+            (SharedShims::default(), Spares::default(), CancellationToken::new());
+        let container = ContainerHandles::by_id(&settings, "web");
+        let key = ShareKey::new(&container.launcher, "node".to_owned(), None);
+        let turn = shared.turn(&key);
+        let _launches = turn.lock.lock().await;
+        let (settings, spares, container, given_up) = (&settings, &spares, &container, &given_up);
+        let join = Join { settings, spares, container, key, held: &[], given_up };
+        assert!(shared.find_or_launch(&join).await.unwrap().is_none());
+    }
+
+    /// Plays a shim that says of each container that it has stopped, and never answers a Delete, which it counts.
+    async fn hang_in_delete(listener: UnixListener, deletes: Arc<AtomicUsize>) {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let deletes = Arc::clone(&deletes);
+            tokio::spawn(async move {
+                // Of ttrpc: length, stream, kind and flags.
+                let mut header = [0; 10];
+                while stream.read_exact(&mut header).await.is_ok() {
+                    let length = u32::from_be_bytes(header[..4].try_into().unwrap());
+                    let mut request = vec![0; length.try_into().unwrap()];
+                    stream.read_exact(&mut request).await.unwrap();
+                    if request.windows(6).any(|word| word == b"Delete") {
+                        deletes.fetch_add(1, Ordering::Relaxed);
+                        continue;
+                    }
+                    // A response whose payload says that the status, the fourth field, is STOPPED.
+                    let answer = [0x12, 2, 0x20, 3];
+                    let frame = [&[0, 0, 0, 4], &header[4..8], &[2, 0], &answer[..]].concat();
+                    stream.write_all(&frame).await.unwrap();
+                }
+            });
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_shim_that_hangs_in_a_removal_holds_up_no_sweep() {
+        let state = tempfile::tempdir().unwrap();
+        let (_, dead, _) = left(&settings(state.path()), &[]).await;
+        let deletes = Arc::new(AtomicUsize::new(0));
+        let listener = UnixListener::bind(&dead.bootstrap.socket).unwrap();
+        tokio::spawn(hang_in_delete(listener, Arc::clone(&deletes)));
+        let shared = SharedShims::default();
+        let left_in =
+            |shim: &Shim, id: &str| shared.taken_down.lock().unwrap().push((shim.clone(), id.to_owned()));
+        left_in(&dead, "gone");
+        let own = i32::try_from(std::process::id()).unwrap();
+        let started_ticks = crate::sys::procfs::ProcessId::of(own).started_ticks;
+        let shim = Shim { pid: own, started_ticks, ..dead };
+        ["web", "db", "cache"].into_iter().for_each(|id| left_in(&shim, id));
+        let began = Instant::now();
+        shared.end_taken_down().await;
+        assert!(began.elapsed() <= REMOVES, "{:?}", began.elapsed());
+        assert_eq!(deletes.load(Ordering::Relaxed), 1, "the others are not asked for in vain");
+        assert_eq!(shared.taken_down.lock().unwrap().len(), 3);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_made_for_a_container_that_only_a_silent_shim_may_have() {
+        let state = tempfile::tempdir().unwrap();
+        let settings = settings(state.path());
+        let (place, dead, _) = left(&settings, &["web"]).await;
+        let own = i32::try_from(std::process::id()).unwrap();
+        let started_ticks = crate::sys::procfs::ProcessId::of(own).started_ticks;
+        let shared = SharedShims::default();
+        shared.load(&settings).await;
+        shared.is_not_answering(&dead);
+        let silent = Shim { pid: own, started_ticks, ..dead };
+        shared.lock().get_mut(place.id()).unwrap().shim = silent;
+        let mut gone = ContainerHandles::by_id(&settings, "gone");
+        gone.launcher.runtime = "io.containerd.missing.v1".to_owned();
+        shared.end_lost(&gone).await.unwrap();
+        assert!(!gone.bundle.exists());
+        // One that the runtime knows is looked for by the shim's own clean-up, which is missing here.
+        std::fs::create_dir_all(gone.runtime_state()).unwrap();
+        assert!(shared.end_lost(&gone).await.is_err() && gone.bundle.exists());
     }
 
     #[test]

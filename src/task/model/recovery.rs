@@ -33,9 +33,9 @@ impl World {
         let is_known = matches!(parts.container, Container::Known | Container::Starting);
         let answer = match parts.shim {
             Shim::Serving if is_known => Recovery::Possible,
-            Shim::Serving => recovery(ShimAnswer::HasNoTask, false, false),
+            Shim::Serving => recovery(ShimAnswer::HasNoTask, false, false, false),
             Shim::None | Shim::Coming | Shim::Hanging => {
-                recovery(ShimAnswer::Nothing, !parts.process.is_alive(), parts.shim == Shim::None)
+                recovery(ShimAnswer::Nothing, !parts.process.is_alive(), parts.shim == Shim::None, false)
             }
         };
         if answer != Recovery::Possible {
