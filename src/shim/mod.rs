@@ -31,7 +31,7 @@ use serde::{Deserialize, Serialize};
 use shim_protos::{Bootstrap, BootstrapError, CallError};
 
 use crate::sys::blocking;
-use crate::sys::os_error::{is_transient, reports_transient};
+use crate::sys::os_error::{is_transient, reports_shortage, reports_transient};
 use crate::sys::process_end::SERVANT_OOM_SCORE_ADJ;
 use crate::sys::procfs::ProcessId;
 pub(crate) use bundle::{Bundle, bundles};
@@ -265,6 +265,12 @@ impl Error {
     /// Returns whether the shim has answered that it, or its runtime, can't do what it was asked for.
     pub(crate) fn is_refusal(&self) -> bool {
         matches!(self, Self::Call { source: CallError::Refused(_), .. })
+    }
+
+    /// Returns whether the shim has refused a call for want of what a process may have: descriptors, processes or memory.
+    /// Another shim may have them.
+    pub(crate) fn is_shortage(&self) -> bool {
+        matches!(self, Self::Call { source: CallError::Refused(words), .. } if reports_shortage(words))
     }
 
     /// Returns whether the shim, which was reached, has not answered in time.

@@ -47,11 +47,24 @@ pub(crate) fn is_transient(error: &io::Error) -> bool {
 /// text is taken for an error: a job's command may have any.
 pub(crate) fn reports_transient(text: &str) -> bool {
     let text = &without_quoted(text);
-    // Rust appends the number.
-    let words = |text: &str| text.split(" (os error").next().unwrap_or_default().trim().to_ascii_lowercase();
-    let known = TRANSIENT.map(|errno| words(&io::Error::from(errno).to_string()));
-    let is_known = |part: String| part == STALE_IN_GO || known.contains(&part);
-    text.split(": ").any(|part| is_known(words(part))) || was_killed(text)
+    let is_stale = |part: &str| words(part) == STALE_IN_GO;
+    reports_one_of(&TRANSIENT, text) || text.split(": ").any(is_stale) || was_killed(text)
+}
+
+/// Returns true if a text of another program reports, as [`reports_transient`] understands it, that a process lacks
+/// descriptors, processes or memory.
+pub(crate) fn reports_shortage(text: &str) -> bool {
+    reports_one_of(&[Errno::EMFILE, Errno::EAGAIN, Errno::ENOMEM], &without_quoted(text))
+}
+
+fn reports_one_of(errors: &[Errno], text: &str) -> bool {
+    let known: Vec<_> = errors.iter().map(|errno| words(&io::Error::from(*errno).to_string())).collect();
+    text.split(": ").any(|part| known.contains(&words(part)))
+}
+
+/// Returns an error's text without the number that Rust appends.
+fn words(text: &str) -> String {
+    text.split(" (os error").next().unwrap_or_default().trim().to_ascii_lowercase()
 }
 
 /// Returns a text without its quoted parts, as quoted by Go's `%q`. Text after an unclosed quote is kept.
@@ -104,6 +117,24 @@ mod tests {
         assert!(!is_transient(&io::Error::other("no space left on device")));
         for (kind, passes) in [(ErrorKind::StorageFull, true), (ErrorKind::NotFound, false)] {
             assert_eq!(is_transient(&io::Error::new(kind, "put around")), passes, "{kind}");
+        }
+    }
+
+    #[test]
+    fn a_shortage_is_of_what_a_process_may_have() {
+        for text in [
+            "OCI runtime create failed: fork/exec /usr/sbin/runc: resource temporarily unavailable: unknown",
+            "failed to create pipe: too many open files",
+            "can't run it: Cannot allocate memory (os error 12)",
+        ] {
+            assert!(reports_shortage(text) && reports_transient(text), "{text}");
+        }
+        for text in [
+            "open /run/x/init.pid: no space left on device",
+            "runc did not terminate successfully: signal: killed: unknown",
+            "exec: \"a: too many open files: b\": executable file not found in $PATH",
+        ] {
+            assert!(!reports_shortage(text), "{text}");
         }
     }
 

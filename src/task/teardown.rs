@@ -288,8 +288,9 @@ impl ContainerHandles {
         Ok(())
     }
 
-    /// Has no more tasks get a shared shim that could not remove a container, which it may still count as its own.
-    async fn retire_shared(&self, shim: &Shim) {
+    /// Has no more tasks get a shared shim, such as one that could not remove a container, which it may still count as its
+    /// own.
+    pub(super) async fn retire_shared(&self, shim: &Shim) {
         let place = shim.shared.as_deref().and_then(|id| SharedPlace::of(self.state_dir(), id));
         if let Some(place) = place {
             place.retire().await;

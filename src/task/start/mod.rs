@@ -545,8 +545,15 @@ impl Start<'_> {
         let _creating = shim.creating();
         let create = connection.create(bundle, rootfs, held, options.process.tty, &runtime.options);
         let created = shim::with_runtime_reason(bundle, create).await;
-        if shim.is_shared() && created.as_ref().is_err_and(|error| !error.is_refusal()) {
-            let _ = self.unanswered.set(shim.clone());
+        if shim.is_shared()
+            && let Err(error) = &created
+        {
+            if !error.is_refusal() {
+                let _ = self.unanswered.set(shim.clone());
+            } else if error.is_shortage() {
+                tracing::warn!(container = self.container.id, shim = shim.shared, error = %error.chain(), "a shared shim lacks what it takes to create a container; it gets no more tasks");
+                self.container.retire_shared(shim).await;
+            }
         }
         created
     }

@@ -32,6 +32,8 @@ cases!["shared shims":
     a_killed_plugins_tasks_are_recovered_with_theirs,
     one_that_is_killed_ends_its_tasks_which_start_again,
     one_that_hangs_gets_no_more_tasks,
+    one_that_lacks_descriptors_gets_no_more_tasks,
+    one_that_is_late_at_a_recovery_tells_the_exits_later,
     a_start_that_fails_leaves_it_to_the_others,
     calls_about_others_are_answered_beside_a_create_or_after_it,
     one_whose_files_were_removed_keeps_its_tasks,
@@ -248,6 +250,58 @@ async fn one_that_hangs_gets_no_more_tasks(case: &CaseContext) -> Result<()> {
     task.end(&plugin).await?;
     is_gone(case, shim.as_raw()).await?;
     plugin.shut_down().await
+}
+
+async fn one_that_lacks_descriptors_gets_no_more_tasks(case: &CaseContext) -> Result<()> {
+    let scripted = Scripted::new(case)?;
+    scripted.runtime(&runc("create", "complain 'pipe2: too many open files'"))?;
+    scripted.repair()?;
+    let mut plugin = scripted.plugin_with(case, options(case, "node")).await?;
+    let stays = case.run(&plugin, &case.shell(RUNS)).await?;
+    let shim = pid_of_shim(&plugin, &stays).await?;
+    let mut comes = case.prepare(&plugin, &case.shell(RUNS)).await?;
+    scripted.break_again()?;
+    ensure!(comes.start(&plugin).await.is_err(), "a container was created without descriptors");
+    scripted.repair()?;
+    comes.next_attempt()?;
+    comes.start(&plugin).await?;
+    let next = pid_of_shim(&plugin, &comes).await?;
+    ensure!(
+        next != shim && alive(shim),
+        "of {shim} and {next}, the next task is to have another than the first"
+    );
+    comes.end(&plugin).await?;
+    stays.end(&plugin).await?;
+    is_gone(case, shim).await?;
+    plugin.shut_down().await
+}
+
+async fn one_that_is_late_at_a_recovery_tells_the_exits_later(case: &CaseContext) -> Result<()> {
+    let mut plugin = sharing(case, "node").await?;
+    let stays = case.run(&plugin, &case.shell(RUNS)).await?;
+    let ended = [case.run(&plugin, &case.shell(RUNS)).await?, case.run(&plugin, &case.shell(RUNS)).await?];
+    let shim = shim_of(&plugin, &stays).await?;
+    let inits = [ended[0].pid()?, ended[1].pid()?];
+    plugin.kill().await?;
+    for task in &ended {
+        tell_to_end(task)?;
+    }
+    // Its shim has reaped a process that is gone.
+    let are_gone = || inits.iter().all(|init| !PathBuf::from(format!("/proc/{init}")).exists());
+    until(LIMIT, "end of the tasks", are_gone).await?;
+    kill(shim, Signal::SIGSTOP)?;
+    let mut next = case.next_plugin_with(&mut plugin, &options(case, "node")).await?;
+    ended[0].recover(&next).await?;
+    stays.recover(&next).await?;
+    ended[1].recover(&next).await?;
+    kill(shim, Signal::SIGCONT)?;
+    for task in &ended {
+        ensure_eq!(task.wait(&next).await?.exit_code, 11);
+        task.destroy(&next).await?;
+    }
+    stays.end(&next).await?;
+    is_gone(case, shim.as_raw()).await?;
+    next.shut_down().await
 }
 
 async fn a_start_that_fails_leaves_it_to_the_others(case: &CaseContext) -> Result<()> {
