@@ -262,8 +262,8 @@ async fn one_of_a_shim_that_was_replaced_is_not_taken(case: &CaseContext) -> Res
     until(LIMIT, "end of the earlier shims", || before.iter().all(|pid| !alive(*pid))).await?;
     all_of(case, MORE).await?;
     task.end(&plugin).await?;
-    case.nothing_left()?;
-    plugin.shut_down().await
+    plugin.shut_down().await?;
+    nothing_is_left(case)
 }
 
 async fn a_task_that_has_one_is_recovered_and_destroyed_without_it(case: &CaseContext) -> Result<()> {
