@@ -228,11 +228,22 @@ async fn one_that_is_killed_ends_its_tasks_which_start_again(case: &CaseContext)
     plugin.shut_down().await
 }
 
+/// Halts a process, and waits until none of its threads runs: one that does may answer a call, and hang in the next.
+async fn halt(process: Pid) -> Result<()> {
+    kill(process, Signal::SIGSTOP)?;
+    let is_halted = |thread: &PathBuf| {
+        let stat = fs::read_to_string(thread.join("stat")).unwrap_or_default();
+        stat.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with('T'))
+    };
+    let threads = PathBuf::from(format!("/proc/{process}/task"));
+    until(LIMIT, "halt of the shim", || children(&threads).iter().all(is_halted)).await
+}
+
 async fn one_that_hangs_gets_no_more_tasks(case: &CaseContext) -> Result<()> {
     let mut plugin = sharing(case, "node").await?;
     let task = case.run(&plugin, &case.shell(RUNS)).await?;
     let shim = shim_of(&plugin, &task).await?;
-    kill(shim, Signal::SIGSTOP)?;
+    halt(shim).await?;
     let other = case.run(&plugin, &case.shell("exit 7")).await?;
     ensure_eq!(other.wait(&plugin).await?.exit_code, 7);
     let others = pid_of_shim(&plugin, &other).await?;
@@ -246,7 +257,7 @@ async fn one_that_hangs_gets_no_more_tasks(case: &CaseContext) -> Result<()> {
     // Also one that never goes on, once its last task is over.
     let task = case.run(&plugin, &case.shell(RUNS)).await?;
     let shim = shim_of(&plugin, &task).await?;
-    kill(shim, Signal::SIGSTOP)?;
+    halt(shim).await?;
     task.end(&plugin).await?;
     is_gone(case, shim.as_raw()).await?;
     plugin.shut_down().await
@@ -289,7 +300,7 @@ async fn one_that_is_late_at_a_recovery_tells_the_exits_later(case: &CaseContext
     // Its shim has reaped a process that is gone.
     let are_gone = || inits.iter().all(|init| !PathBuf::from(format!("/proc/{init}")).exists());
     until(LIMIT, "end of the tasks", are_gone).await?;
-    kill(shim, Signal::SIGSTOP)?;
+    halt(shim).await?;
     let mut next = case.next_plugin_with(&mut plugin, &options(case, "node")).await?;
     ended[0].recover(&next).await?;
     stays.recover(&next).await?;
