@@ -268,9 +268,12 @@ impl Error {
     }
 
     /// Returns whether the shim has refused a call for want of what a process may have: descriptors, processes or memory.
-    /// Another shim may have them.
+    /// Another shim may have them. What the container's first process lacks is none: it has the job's own limits.
     pub(crate) fn is_shortage(&self) -> bool {
-        matches!(self, Self::Call { source: CallError::Refused(words), .. } if reports_shortage(words))
+        let Self::Call { source: CallError::Refused(words), .. } = self else { return false };
+        let is_of_container =
+            ["container init", "container process", "nsexec"].iter().any(|part| words.contains(part));
+        !is_of_container && reports_shortage(words)
     }
 
     /// Returns whether the shim, which was reached, has not answered in time.
@@ -298,6 +301,24 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_containers_own_process_lacks_is_no_shortage_of_the_shims() {
+        let refused =
+            |text: &str| Error::Call { doing: String::new(), source: CallError::Refused(text.to_owned()) };
+        assert!(refused("OCI runtime create failed: pipe2: too many open files: unknown").is_shortage());
+        for text in [
+            "runc create failed: unable to start container process: too many open files: unknown",
+            "error during container init: setns: resource temporarily unavailable",
+            "nsexec-1[7]: failed to clone: cannot allocate memory",
+            "no such file or directory",
+        ] {
+            assert!(!refused(text).is_shortage(), "{text}");
+        }
+        assert!(
+            !Error::Call { doing: String::new(), source: CallError::NotFound(String::new()) }.is_shortage()
+        );
+    }
 
     #[test]
     fn merged_attempts_keep_the_second_error_and_quote_the_first() {

@@ -223,27 +223,32 @@ impl Launcher {
 }
 
 /// Kills a process, which `process` holds, and all that it has started. All are halted first, since what is halted starts
-/// nothing more, and what is killed leaves its children to another.
+/// nothing more, and what is killed leaves its children to another. Those that were started last go first, and the process
+/// itself last: a kill that this plugin's death cuts off leaves them where the next one finds them.
 pub(super) fn kill_with_started(process: &ProcessHandle, id: ProcessId) {
     process.halt();
-    let mut started = HashSet::new();
+    let (mut started, mut seen) = (Vec::new(), HashSet::new());
     for look in 0..MOST_LOOKS {
         let mut found = procfs::descendants(id);
-        found.retain(|process| !started.contains(&(process.pid, process.started_ticks)));
+        found.retain(|process| !seen.contains(&(process.pid, process.started_ticks)));
         // What was being started as its parent was halted is there a moment later.
         if found.is_empty() && look > 0 {
             break;
         }
         for new in found {
-            if let Ok(Some(held)) = ProcessHandle::open(new) {
-                held.halt();
+            match ProcessHandle::open(new) {
+                Ok(Some(held)) => held.halt(),
+                Ok(None) => {}
+                // It is looked for again, as long as there are looks.
+                Err(_) if look + 1 < MOST_LOOKS => continue,
+                Err(_) => {}
             }
-            started.insert((new.pid, new.started_ticks));
+            seen.insert((new.pid, new.started_ticks));
+            started.push(new);
         }
     }
+    started.into_iter().rev().for_each(pidfd::kill);
     process.kill();
-    let ids = started.into_iter().map(|(pid, started_ticks)| ProcessId { pid, started_ticks });
-    ids.for_each(pidfd::kill);
 }
 
 /// What the process of a shim that was launched ahead of its container is found to be, by its id.

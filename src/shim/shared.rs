@@ -231,6 +231,13 @@ impl Shim {
     pub(crate) fn is_creating(&self) -> bool {
         self.shared.as_ref().is_some_and(|id| noted().creates.contains_key(id))
     }
+
+    /// Returns whether a container may be under way in this shim: one of this plugin's, or of the earlier one that has
+    /// launched the shim.
+    pub(crate) fn may_be_creating(&self) -> bool {
+        let is_of_earlier = |id: &String| !own_id::is_own(SHARED_PREFIX, id);
+        self.is_creating() || self.shared.as_ref().is_some_and(is_of_earlier)
+    }
 }
 
 impl Drop for Creating {

@@ -173,13 +173,13 @@ async fn reach(
     driver_state: &DriverState,
     init: &std::io::Result<Option<Init>>,
 ) -> Result<Connection> {
+    let is_shared = driver_state.shim.is_shared();
     let late = || {
         let late = format!("its shim does not answer within {SHIM_ANSWERS:?}");
-        (ShimAnswer::Nothing, Error::failed(late))
+        (ShimAnswer::Nothing, is_shared, Error::failed(late))
     };
     let opened = Connection::open(&driver_state.shim.bootstrap, &driver_state.container_id).await;
-    let is_shared = driver_state.shim.is_shared();
-    let (answer, error) = match opened {
+    let (answer, tells_later, error) = match opened {
         // Those that are recovered next, one after the other, don't wait for it as well.
         Ok(_) if shared_shims.is_silent(&driver_state.shim) => late(),
         Ok(connection) => match tokio::time::timeout(SHIM_ANSWERS, connection.state()).await {
@@ -187,7 +187,8 @@ async fn reach(
                 shared_shims.note_answer(&driver_state.shim, &answer);
                 match answer {
                     Ok(_) => return Ok(connection),
-                    Err(error) => (ShimAnswer::by(&error), error.into()),
+                    // One that has refused has answered, and says no more later.
+                    Err(error) => (ShimAnswer::by(&error), is_shared && !error.is_refusal(), error.into()),
                 }
             }
             Err(_) => {
@@ -195,14 +196,14 @@ async fn reach(
                 late()
             }
         },
-        Err(error) => (ShimAnswer::Nothing, error.into()),
+        Err(error) => (ShimAnswer::Nothing, is_shared, error.into()),
     };
     let process_is_gone = is_known_to_be_gone(driver_state, init);
-    let shim_is_gone = answer == ShimAnswer::Nothing && (!process_is_gone || is_shared) && {
+    let shim_is_gone = answer == ShimAnswer::Nothing && (!process_is_gone || tells_later) && {
         let shim = container.launcher.process_of(&driver_state.shim, &container.bundle, &container.id).await;
         matches!(shim, Ok(None))
     };
-    match recovery(answer, process_is_gone, shim_is_gone, is_shared) {
+    match recovery(answer, process_is_gone, shim_is_gone, tells_later) {
         Recovery::Possible => {}
         Recovery::Impossible(None) => return Err(error),
         Recovery::Impossible(Some(why)) => return Err(error.context(why)),
@@ -240,16 +241,16 @@ pub(super) enum Recovery {
 }
 
 /// Decides whether a task is recovered whose shim has not told its state. `process_is_gone` and `shim_is_gone` are true
-/// only where that is known. A shim that `is_shared` is asked later for the exit status of a process that is gone.
+/// only where that is known. A shim that `tells_later` is asked later for the exit status of a process that is gone.
 pub(super) fn recovery(
     answer: ShimAnswer,
     process_is_gone: bool,
     shim_is_gone: bool,
-    is_shared: bool,
+    tells_later: bool,
 ) -> Recovery {
     match answer {
         ShimAnswer::HasNoTask => Recovery::Impossible(None),
-        ShimAnswer::Nothing if process_is_gone && !is_shared => {
+        ShimAnswer::Nothing if process_is_gone && !tells_later => {
             Recovery::Impossible(Some("its first process is gone"))
         }
         ShimAnswer::Nothing if shim_is_gone => Recovery::Impossible(Some("its shim is gone")),

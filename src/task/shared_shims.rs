@@ -576,10 +576,16 @@ impl SharedShims {
                 untried.push((shim, id));
                 continue;
             }
+            let asked_at = Instant::now();
             match tokio::time::timeout_at(until, self.removes(&shim, &id)).await {
                 Ok(true) => continue,
                 Ok(false) => {}
-                Err(_) => self.is_not_answering(&shim),
+                // Another may have taken most of the time.
+                Err(_) if asked_at.elapsed() >= LOST_IS_TOLD => self.is_not_answering(&shim),
+                Err(_) => {
+                    untried.push((shim, id));
+                    continue;
+                }
             }
             failed.push((shim, id));
         }

@@ -279,7 +279,7 @@ async fn report_overdue(connection: &Connection, exec_id: &str, end: ProcessEnd<
     };
     let mut asking = pin!(asking);
     let mut answer = tokio::time::timeout(limit, &mut asking).await;
-    if answer.is_err() && !is_known && end.shim.is_shared() {
+    if answer.is_err() && !is_known && end.shim.may_be_creating() {
         // It answers once another task's container is there, whose create an earlier plugin may have asked for.
         answer = tokio::time::timeout(RUNTIME_CALL_TIMEOUT, asking).await;
     }
