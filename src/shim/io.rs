@@ -61,6 +61,7 @@ pub(crate) struct HeldPipes {
     stdin: Option<PathBuf>,
     stdout: Option<File>,
     stderr: Option<File>,
+    ids: LogPipeIds,
 }
 
 impl HeldPipes {
@@ -106,7 +107,7 @@ impl HeldPipes {
 
     /// Returns what the pipes are.
     pub(crate) fn ids(&self) -> LogPipeIds {
-        LogPipeIds(self.pipes().filter_map(|pipe| pipe.metadata().ok()).map(|pipe| id_of(&pipe)).collect())
+        self.ids.clone()
     }
 
     fn pipes(&self) -> impl Iterator<Item = &File> {
@@ -115,6 +116,7 @@ impl HeldPipes {
 }
 
 /// Devices and inodes of a task's log pipes.
+#[derive(Debug, Clone, Default)]
 pub(crate) struct LogPipeIds(Vec<(u64, u64)>);
 
 impl LogPipeIds {
@@ -154,11 +156,16 @@ impl LogPaths {
     /// Refuses a path that is not a named pipe: a link in the log directory may be the task's own doing.
     pub(crate) fn hold_open(&self) -> Result<HeldPipes, Error> {
         let hold = |path: &Path| open_pipe(path, OpenOptions::new().read(true).write(true));
-        Ok(HeldPipes {
-            stdin: None,
-            stdout: unless_disabled(&self.stdout).map(hold).transpose()?,
-            stderr: unless_disabled(&self.stderr).map(hold).transpose()?,
-        })
+        let [stdout, stderr] =
+            [&self.stdout, &self.stderr].map(|path| unless_disabled(path).map(hold).transpose());
+        let (stdout, stderr) = (stdout?, stderr?);
+        let mut ids = Vec::new();
+        for (pipe, path) in [(&stdout, &self.stdout), (&stderr, &self.stderr)] {
+            if let Some(pipe) = pipe {
+                ids.push(id_of(&pipe.metadata().map_err(Error::file("look at", path))?));
+            }
+        }
+        Ok(HeldPipes { stdin: None, stdout, stderr, ids: LogPipeIds(ids) })
     }
 
     /// Makes the pipes, of [`LOG_PIPE_BYTES`] each, and opens them as [`Self::hold_open`] does.
@@ -464,7 +471,12 @@ mod tests {
     fn log_paths_for_a_shim_are_descriptors_and_empty_when_disabled() {
         let shown = |stdout: bool, stderr: bool, tty| {
             let pipe = |kept: bool| kept.then(|| File::open("/dev/null").unwrap());
-            let held = HeldPipes { stdin: None, stdout: pipe(stdout), stderr: pipe(stderr) };
+            let held = HeldPipes {
+                stdin: None,
+                stdout: pipe(stdout),
+                stderr: pipe(stderr),
+                ids: LogPipeIds::default(),
+            };
             let path = |pipe: &Option<File>| {
                 let number = pipe.as_ref().map(AsRawFd::as_raw_fd);
                 number.map_or(DEV_NULL.to_owned(), |fd| format!("/proc/{}/fd/{fd}", std::process::id()))
